@@ -1,0 +1,120 @@
+"""From features to logits: how an image is compared with the prompts of each class.
+
+    cosine      logit_c = s * mean_n <f, t_nc>                 f, t of unit length
+    transport   logit_c = s * sum_mn T_mn <f_m, t_nc>          T: plan from M patches to N prompts, cost 1 - <f_m, t_nc>
+
+Heads learn nothing. They compare in float32 at least, whatever the towers' precision: s is near 100, so that the three
+digits of a bfloat16 cosine would blur the logits by 0.4.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.errors import BadInput
+from fedray.nn.transport import Kind, Scope, check_options, transport
+from fedray.types import Features
+
+
+class Cosine(nn.Module):
+    """CLIP's own head; with several prompts per class the mean of their cosines.
+
+    Args:
+        temperature: in logits per cosine, replaces 1 / CLIP's scale; above 0.
+    """
+
+    tokens = False
+
+    def __init__(self, *, temperature: float | None = None) -> None:
+        super().__init__()
+        self.temperature = _temperature(temperature)
+
+    def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
+        """Compare text (N, C, d) with image (B, d): logits (B, C)."""
+        return _scale(self.temperature, scale) * (_unit(image.pooled) @ _unit(text.pooled).mean(0).mT)
+
+
+class Transport(nn.Module):
+    """Patches against prompts by entropic optimal transport (PLOT, FedOTP, OTDPP), the plan held fixed in the gradient.
+
+    Balanced logits are s (1 - <T, C>), OTDPP Eq. 3. Partial ones are s (mass - <T, C>), not divided by the mass, as in
+    FedOTP's code. A single prompt makes the balanced plan the mean over patches, and the partial one a soft choice of
+    the patches that fit best (FedOTP's global view).
+
+    Args:
+        kind: "balanced", or "partial" where only `mass` of the patches has to be explained.
+        eps: entropy weight in units of 1 - cosine.
+        mass: moved by a partial plan, in (0, 1].
+        iters: cap on iterations.
+        tol: L1 error of the marginals at which a problem is finished, as a share of the mass.
+        limit: error above which an unfinished plan raises NotConverged.
+        scope: "problem", or "batch" for the reference codes' stop, which couples the images of a batch.
+        temperature: in logits per cosine, replaces 1 / CLIP's scale; above 0.
+    """
+
+    tokens = True
+
+    def __init__(
+        self,
+        *,
+        kind: Kind = "balanced",
+        eps: float = 0.1,
+        mass: float = 1.0,
+        iters: int = 100,
+        tol: float = 1e-3,
+        limit: float = 0.1,
+        scope: Scope = "problem",
+        temperature: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_options(eps, kind, mass, iters, tol, limit, scope)  # at once, not in the first round
+        self.kind, self.eps, self.mass, self.iters = kind, eps, mass, iters
+        self.tol, self.limit, self.scope = tol, limit, scope
+        self.temperature = _temperature(temperature)
+
+    def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
+        """Compare text (N, C, d) with image tokens (B, M, d): logits (B, C).
+
+        Raises:
+            BadInput: the image features come without tokens.
+            NotConverged: a plan misses its marginals by more than `limit`.
+        """
+        if image.tokens is None:
+            raise BadInput("image features have no tokens, which this head compares; encode or store them with tokens")
+        sim = _similarities(_unit(text.pooled), _unit(image.tokens))
+        solved = transport(
+            1 - sim.mT,
+            eps=self.eps,
+            kind=self.kind,
+            mass=self.mass,
+            iters=self.iters,
+            tol=self.tol,
+            limit=self.limit,
+            scope=self.scope,
+        )
+        return _scale(self.temperature, scale) * (solved.plan.mT * sim).sum((-2, -1))
+
+
+def _similarities(text: Tensor, patches: Tensor) -> Tensor:
+    """Make (B, C, N, M), a problem's patches side by side; one product per image, so that no batch moves its bits."""
+    n, c, d = text.shape
+    rows = text.transpose(0, 1).reshape(c * n, d)
+    return torch.bmm(rows.expand(len(patches), -1, -1), patches.mT).reshape(len(patches), c, n, -1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def _scale(temperature: float | None, scale: Tensor) -> Tensor | float:
+    return scale if temperature is None else 1 / temperature
+
+
+def _temperature(value: float | None) -> float | None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise BadInput(f"temperature is {value}; it must be above 0 (CLIP's own is about 0.01: leave it out)")
+    return value

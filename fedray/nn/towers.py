@@ -1,0 +1,190 @@
+"""CLIP's two transformers written out block by block, each with one seam: where prompts stand.
+
+    x = x + out(attend(qkv(ln_1 x)));  x = x + proj(act(fc(ln_2 x)))
+
+Weights are frozen and never ask for a gradient; linear layers see contiguous (rows, w), since other layouts make
+low-precision matrix products copy the weights once per row.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.errors import BadInput
+from fedray.nn.architecture import Architecture, TowerShape
+from fedray.types import VisionPrompts
+
+
+class Linear(nn.Linear):
+    """Without values of its own: they are always assigned, and drawing them on the meta device imports a compiler."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class Patches(nn.Conv2d):
+    """Without values of its own, as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm in the precision of its own weights, which stay fp32 in a bf16 tower."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        y: Tensor = super().forward(x.to(self.weight.dtype))
+        return y.to(x.dtype)
+
+
+def attend(x: Tensor, qkv: nn.Linear, heads: int, *, causal: bool, fused: bool) -> Tensor:
+    """Attention over (R, L, w), heads joined again as (R * L, w): fused, or spelled out.
+
+    On the CPU the spelled-out form is faster (backward in bf16 by 2 to 5 times), has a rule for vmap, and in this
+    order of operations rounds as open_clip's inference path for images; for texts the fused form does. Elsewhere
+    always fused.
+    """
+    rows, length, width = x.shape
+    x, split = x.reshape(-1, width), (rows, length, 3, heads, width // heads)
+    if fused or x.device.type != "cpu":
+        q, k, v = qkv(x).view(split).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    else:
+        parts = F.linear(x, qkv.weight).view(split).permute(2, 0, 3, 1, 4)
+        q, k, v = (parts + qkv.bias.view(3, 1, heads, 1, -1)).contiguous().unbind(0)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if causal:
+            later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(later, float("-inf"))
+        mixed = scores.softmax(-1) @ v
+    return mixed.transpose(1, 2).reshape(-1, width)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, shape: TowerShape, activation: str) -> None:
+        super().__init__()
+        self.heads, self.quick = shape.heads, activation == "quick_gelu"
+        self.ln_1, self.ln_2 = Norm(shape.width), Norm(shape.width)
+        self.qkv, self.out = Linear(shape.width, 3 * shape.width), Linear(shape.width, shape.width)
+        self.fc, self.proj = Linear(shape.width, shape.hidden), Linear(shape.hidden, shape.width)
+
+    def forward(self, x: Tensor, *, causal: bool, fused: bool = False) -> Tensor:
+        """(R, L, w) to (R, L, w)."""
+        mixed = attend(self.ln_1(x), self.qkv, self.heads, causal=causal, fused=fused)
+        x = x + self.out(mixed).view(x.shape)
+        hidden: Tensor = self.fc(self.ln_2(x).reshape(-1, x.shape[-1]))
+        hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
+        hidden = self.proj(hidden).view(x.shape)
+        return x + hidden
+
+
+class TextTower(nn.Module):
+    """CLIP's causal text transformer, from token ids to hidden states."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        rows = (arch.vocabulary, arch.text.width)
+        self.token_embedding = nn.Embedding(*rows, _weight=torch.empty(rows))
+        self.positional_embedding = nn.Parameter(torch.empty(arch.context, arch.text.width))
+        self.blocks = nn.ModuleList(Block(arch.text, arch.activation) for _ in range(arch.text.layers))
+        self.ln_final = Norm(arch.text.width)
+        self.text_projection = nn.Parameter(torch.empty(arch.text.width, arch.joint))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Texts as pretrained: ids (R, L) to hidden states (R, L, w)."""
+        x: Tensor = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x, causal=True, fused=True)
+        return x
+
+    def prompted(self, ids: Tensor, spots: Tensor, tokens: Tensor) -> Tensor:
+        """Prompts (N, C or 1, D, n, w) put at `spots` (C, n) of ids (C, L): hidden states (N, C, L, w).
+
+        Layer 0 replaces what stands there, layer i > 0 what block i - 1 made of it.
+        """
+        x: Tensor = self.token_embedding(ids)
+        (count, _, depth, n, _), (classes, length, width) = tokens.shape, x.shape
+        layers = tokens.to(x.dtype).expand(count, classes, depth, n, width).unbind(2)
+        where = spots[None, :, :, None].expand(count, classes, n, width)
+        x = x.expand(count, classes, length, width).scatter(2, where, layers[0])
+        x = (x + self.positional_embedding[:length]).reshape(-1, length, width)
+        for i, block in enumerate(self.blocks):
+            if 0 < i < depth:
+                x = x.view(count, classes, length, width).scatter(2, where, layers[i]).view(-1, length, width)
+            x = block(x, causal=True)
+        return x.view(count, classes, length, width)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Hidden states (..., w) to features (..., d), in fp32."""
+        x = self.ln_final(x)
+        return full(x @ self.text_projection)
+
+
+class VisionTower(nn.Module):
+    """CLIP's vision transformer, from pixels to hidden states."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        width = arch.vision.width
+        self.conv1 = Patches(3, width, arch.patch, stride=arch.patch, bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(1 + arch.patches, width))
+        self.ln_pre = Norm(width)
+        self.blocks = nn.ModuleList(Block(arch.vision, arch.activation) for _ in range(arch.vision.layers))
+        self.ln_post = Norm(width)
+        self.proj = nn.Parameter(torch.empty(width, arch.joint))
+
+    def forward(self, pixels: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
+        """Pixels (B, 3, S, S) to hidden states (B, 1 + M, w) of class token and patches; prompt outputs are dropped."""
+        x: Tensor = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        if prompts is None:
+            x = self.ln_pre(x)
+            for block in self.blocks:
+                x = block(x, causal=False)
+            return x
+        layers = prompts.tokens.to(x.dtype).expand(len(x), *prompts.tokens.shape[1:]).unbind(1)
+        n = layers[0].shape[1]
+        at = 1 if prompts.place == "after_cls" else x.shape[1]
+        if prompts.stage == "post_ln":
+            x = _insert(self.ln_pre(x), layers[0], at, at)
+        else:
+            x = self.ln_pre(_insert(x, layers[0], at, at))
+        for i, block in enumerate(self.blocks):
+            if 0 < i < len(layers):
+                x = _insert(x, layers[i], at, at + n)
+            x = block(x, causal=False)
+        return torch.cat([x[:, :at], x[:, at + n :]], 1)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Hidden states (..., w) to features (..., d), in fp32."""
+        x = self.ln_post(x)
+        return full(x @ self.proj)
+
+
+def full(x: Tensor) -> Tensor:
+    """Half precision as fp32, all else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def fits(tokens: Tensor, tower: TowerShape, name: str) -> None:
+    """Let prompts (..., D, n, w) pass that a tower can take.
+
+    Raises:
+        BadInput: they are too wide or too deep.
+    """
+    depth, _, width = tokens.shape[-3:]
+    if width != tower.width:
+        raise BadInput(f"{name} prompts of width {width}, the {name} tower has {tower.width}; make them for this CLIP")
+    if depth > tower.layers:
+        raise BadInput(f"{name} prompts of depth {depth}, the {name} tower has {tower.layers} layers; lower the depth")
+
+
+def _insert(x: Tensor, tokens: Tensor, start: int, stop: int) -> Tensor:
+    """Put `tokens` in the place of x[:, start:stop]."""
+    return torch.cat([x[:, :start], tokens, x[:, stop:]], 1)
