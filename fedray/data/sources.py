@@ -1,0 +1,205 @@
+"""Data sets: each is a public function here that returns a `Source`, found by its name.
+
+To add one, write a function `name(root=None) -> Source`. Its imports stay inside, so that a listing costs nothing.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedray.data.splits import stratified
+from fedray.errors import BadInput, Unavailable, did_you_mean
+
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+GARMENTS = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
+)  # fmt: skip
+SYSTEM = Path("/usr/share/datasets")
+"""Where Linux distributions put packaged data sets (Debian: dataset-fashion-mnist)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Images with their classes. Images are one array uint8 (n, H, W, 3) that nobody writes to, or n files."""
+
+    images: NDArray[np.uint8] | tuple[Path, ...]
+    labels: NDArray[np.int64]  # (n,)
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise BadInput(f"{len(self.images)} images but {len(self.labels)} labels; give one label for each image")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[Any]) -> Table:
+        """The rows at these positions, in this order."""
+        if isinstance(self.images, tuple):
+            return Table(tuple(self.images[i] for i in indices), self.labels[indices])
+        return Table(self.images[indices], self.labels[indices])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the images alone: pixels and shape, or the bytes of the files; Unavailable if unreadable."""
+        sha = hashlib.sha256()
+        if isinstance(self.images, tuple):
+            for path in self.images:
+                try:
+                    sha.update(hashlib.sha256(path.read_bytes()).digest())
+                except OSError as error:
+                    raise Unavailable(
+                        f"{path}: {error.strerror}; put the image back or remove it from the set"
+                    ) from error
+        else:
+            sha.update(repr(self.images.shape).encode())
+            for start in range(0, len(self), 1024):
+                sha.update(self.images[start : start + 1024].tobytes())
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set: class names by label, prompt templates with one {} each, and tables for training and test."""
+
+    name: str
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: Table
+    test: Table
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all images and labels."""
+        sha = hashlib.sha256()
+        for table in (self.train, self.test):
+            sha.update(table.digest.encode() + np.asarray(table.labels, "<i8").tobytes())
+        return sha.hexdigest()
+
+
+def digits(root: Path | None = None) -> Source:
+    """1,797 handwritten digits (UCI, part of scikit-learn: no download), 8 x 8 enlarged to 28 x 28.
+
+    A border of one pixel, bicubic enlargement as in torch, clamped, 8 bits. Split 60/40 into train and test,
+    stratified, by NumPy's default generator with seed 0; `root` is not used.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    padded = np.pad(bunch.images / 16, ((0, 0), (1, 1), (1, 1)))
+    up = _bicubic(10, 28)
+    gray = np.clip(up @ padded @ up.T, 0, 1)
+    # Round twice, so that the last bits of a matrix product never decide a pixel and the digest holds on any machine.
+    whole = _table(np.rint(np.round(gray * 255, 6)).astype(np.uint8), bunch.target)
+    train, test = stratified(whole.labels, (0.6, 0.4), np.random.default_rng(0))
+    return Source("digits", DIGITS, ("a photo of the digit {}",), whole.take(train), whole.take(test))
+
+
+def fashion(root: Path | None = None) -> Source:
+    """Fashion-MNIST (Xiao et al. 2017, MIT licence): 60,000 garments to train, 10,000 to test, 28 x 28.
+
+    Reads the four idx files, packed or not, from `root` (or its sub-folders fashion and FashionMNIST/raw, as
+    torchvision leaves them); without root from the same places below $FEDRAY_DATA, then from the system's copy.
+    Raises Unavailable when they are missing or damaged.
+    """
+    base = root or (Path(os.environ["FEDRAY_DATA"]) if os.environ.get("FEDRAY_DATA") else None)
+    places = [base, base / "fashion", base / "FashionMNIST" / "raw"] if base else []
+    if root is None:
+        places.append(SYSTEM / "fashion-mnist")
+    for folder in places:
+        if _packed(folder / "train-images-idx3-ubyte").exists():
+            return Source("fashion", GARMENTS, ("a photo of a {}",), _idx(folder, "train"), _idx(folder, "t10k"))
+    goal = base or Path("data")
+    raise Unavailable(
+        f"fashion: no train-images-idx3-ubyte.gz in {', '.join(map(str, places))}; get it (30 MB) with "
+        f"python -c \"from torchvision.datasets import FashionMNIST; FashionMNIST('{goal}', download=True)\""
+        + ("" if base else f" and set FEDRAY_DATA={goal}")
+    )
+
+
+def names() -> list[str]:
+    """The data sets there are, sorted."""
+    return sorted(name for name, value in globals().items() if _is_source(name, value))
+
+
+def find(name: str) -> Callable[..., Source]:
+    """The function of this name; BadInput with the nearest name if there is none."""
+    if name not in names():
+        raise BadInput(f"unknown data set {name!r}. {did_you_mean(name, names())}")
+    found: Callable[..., Source] = globals()[name]
+    return found
+
+
+def _is_source(name: str, value: object) -> bool:
+    return (
+        callable(value) and not name.startswith("_") and getattr(value, "__annotations__", {}).get("return") == "Source"
+    )
+
+
+def _table(gray: NDArray[np.uint8], labels: NDArray[Any]) -> Table:
+    """Three equal channels from one, without copies: (n, H, W) -> (n, H, W, 3)."""
+    return Table(np.broadcast_to(gray[..., None], (*gray.shape, 3)), labels.astype(np.int64))
+
+
+def _bicubic(old: int, new: int) -> NDArray[np.float64]:
+    """The (new, old) matrix of bicubic resizing, edges repeated, pixel centres at i + 1/2 (torch: align_corners=False).
+
+    Keys' kernel with a = -3/4:  (a+2)|t|^3 - (a+3)|t|^2 + 1 up to 1,  a|t|^3 - 5a|t|^2 + 8a|t| - 4a up to 2.
+    """
+    a = -0.75
+    centre = (np.arange(new) + 0.5) * old / new - 0.5
+    matrix = np.zeros((new, old))
+    for tap in range(-1, 3):
+        at = np.floor(centre) + tap
+        t = np.abs(centre - at)
+        inner, outer = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+        np.add.at(matrix, (np.arange(new), np.clip(at, 0, old - 1).astype(int)), np.where(t <= 1, inner, outer))
+    return matrix
+
+
+def _packed(path: Path) -> Path:
+    """The .gz beside a path if it is there, else the path."""
+    gz = path.with_name(f"{path.name}.gz")
+    return gz if gz.exists() else path
+
+
+def _idx(folder: Path, part: str) -> Table:
+    images = _read_idx(_packed(folder / f"{part}-images-idx3-ubyte"), (28, 28))
+    path = _packed(folder / f"{part}-labels-idx1-ubyte")
+    labels = _read_idx(path, ())
+    if len(images) != len(labels) or labels.max() >= len(GARMENTS):
+        raise Unavailable(
+            f"{path}: {len(labels)} labels up to {labels.max()} do not fit {len(images)} images of "
+            f"{len(GARMENTS)} classes; get the file again"
+        )
+    return _table(images, labels)
+
+
+def _read_idx(path: Path, shape: tuple[int, ...], most: int = 100_000) -> NDArray[np.uint8]:
+    """An idx file of unsigned bytes (n, *shape), 1 <= n <= most, packed or not; never reads more than that."""
+    head = 4 * (2 + len(shape))
+    limit = head + most * int(np.prod(shape, dtype=np.int64))
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            raw = file.read(limit + 1)
+    except FileNotFoundError:
+        raise Unavailable(f"{path}: no such file; get it again, it belongs to the others in its folder") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unavailable(f"{path}: cannot be read ({error}); get the file again") from error
+    sizes = np.frombuffer(raw[:head], ">u4") if len(raw) >= head else np.zeros(2, np.uint32)
+    magic, n, rest = int(sizes[0]), int(sizes[1]), tuple(map(int, sizes[2:]))
+    if magic != 0x0800 + 1 + len(shape) or rest != shape or not 1 <= n <= most:
+        raise Unavailable(f"{path}: not an idx file of at most {most} x {shape} unsigned bytes; get the file again")
+    if len(raw) != head + n * int(np.prod(shape, dtype=np.int64)):
+        raise Unavailable(f"{path}: holds {len(raw)} bytes, not the {n} x {shape} it announces; get the file again")
+    return np.frombuffer(raw, np.uint8, offset=head).reshape(n, *shape)
