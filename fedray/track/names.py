@@ -1,0 +1,73 @@
+"""A configuration told in a few words: flat, as a difference, as the coordinates of a cell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> leaf; lists are leaves."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            leaves |= flatten(value, f"{path}.")
+        else:
+            leaves[path] = value
+    return leaves
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """``partition.alpha 0.1, now 0.5; seed 1, now 2``, or nothing when they are equal."""
+    before, after = flatten(old), flatten(new)
+    return "; ".join(
+        f"{path} {_shown(before, path)}, now {_shown(after, path)}"
+        for path in sorted({*before, *after})
+        if path not in before or path not in after or before[path] != after[path]
+    )
+
+
+def _shown(leaves: Mapping[str, Any], path: str) -> str:
+    if path not in leaves:
+        return "absent"
+    return leaves[path] if isinstance(leaves[path], str) else json.dumps(leaves[path], default=str)
+
+
+class Cell(NamedTuple):
+    """The coordinates by which tables and figures know a run; empty or None where the config has no such thing."""
+
+    method: str
+    data: str
+    alpha: float | None
+    seed: int | None
+
+    @property
+    def title(self) -> str:
+        """``fedotp/digits/a=0.1/s1``."""
+        alpha = "" if self.alpha is None else f"a={self.alpha:g}"
+        seed = "" if self.seed is None else f"s{self.seed}"
+        return "/".join(part for part in (self.method, self.data, alpha, seed) if part)
+
+
+def cell(config: Mapping[str, Any]) -> Cell:
+    """The coordinates of a run, from its configuration."""
+    partition = config.get("partition")
+    alpha = partition.get("alpha") if isinstance(partition, Mapping) else None
+    seed = config.get("seed")
+    return Cell(
+        method=_name(config.get("method")),
+        data=_name(config.get("data")),
+        alpha=float(alpha) if isinstance(alpha, int | float) else None,
+        seed=int(seed) if isinstance(seed, int) else None,
+    )
+
+
+def _name(value: object) -> str:
+    """A recipe's or data set's name: the value itself or its ``name``; of a file its stem, of a dotted path its end."""
+    if isinstance(value, Mapping):
+        value = value.get("name")
+    text = "" if value is None else str(value)
+    return PurePath(text).stem if text.endswith(".py") else text.rsplit(".", 1)[-1]

@@ -1,0 +1,299 @@
+"""The run folder: one cell of a study on disk, the truth from which it resumes and from which all reports are made.
+
+    runs/<study>/<run id>/
+      config.yaml env.json status.json
+      rows.jsonl                        every number of the run, appended and synced before its checkpoint counts
+      rounds.parquet clients.parquet    the same rows for readers: client == GLOBAL, and the others
+      ckpt/r000012/                     state.safetensors, manifest.json; the two newest
+      partition.parquet prompts/global.safetensors figures/ tables/
+      private/                          mode 0700; written by the clients' processes, never read here
+
+Rows are appended, so a commit costs what its own rows cost. The manifest holds the length and SHA-256 of the rows that
+belong to it: what a kill left behind that is cut off by the next commit. The Parquet files are rewritten whole, so only
+when the rows have grown by a quarter, and when the run ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fedray.errors import BadInput, Unavailable
+from fedray.track import checkpoint, files, layout
+from fedray.track.names import differences
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fedray.types import Params, Round, Row
+
+METRIC = re.compile(r"[a-z0-9_/]+")
+JOURNAL = "rows.jsonl"
+TABLES = ("rounds.parquet", "clients.parquet")  # of rounds (client == GLOBAL), of clients
+GLOBAL = -1  # fedray.types.GLOBAL, whose import would cost that of torch
+
+log = logging.getLogger("fedray")
+
+
+class RunFolder:
+    """One run's folder; the process that calls `commit` is its only writer."""
+
+    def __init__(self, path: Path) -> None:
+        """Use `create` or `open`."""
+        self.path = path
+        self._config: dict[str, Any] | None = None
+        self._mark = checkpoint.Mark()
+        self._hash = hashlib.sha256()
+        self._rows: list[files.Record] = []  # the committed ones, for the Parquet files
+        self._tabled = 0  # rows in the Parquet files
+
+    # ---- making and finding ----
+
+    @classmethod
+    def create(
+        cls, root: Path, study: str, run_id: str, config: Mapping[str, Any], *, env: Mapping[str, Any] | None = None
+    ) -> RunFolder:
+        """Makes ``root/study/run_id`` (all folders 0700), or reopens it when it holds the same config.
+
+        `env` adds to what env.json says; only the names in `layout.ENVIRONMENT` are kept.
+
+        Raises:
+            BadInput: a name is no slug, the path leaves the root, or the run was started with another config.
+            Unavailable: the place can't be written.
+        """
+        path = layout.place(root, study, run_id)
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        with files.writing(path):
+            if not path.exists():
+                layout.make(path, text, env or {}, config.get("rounds"))
+        run = cls.open(path)
+        if different := differences(run.config, yaml.safe_load(text)):
+            raise BadInput(f"run {run_id} was started with {different}; use another seed or study, or delete {path}")
+        if run.status["state"] in ("failed", "interrupted"):
+            run._set(state="running", error=None)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            Unavailable: there is nothing at `path`.
+            BadInput: what is there is no run folder, or holds a symlink where fedray writes.
+        """
+        path = Path(path).absolute()
+        if not path.is_dir():
+            raise Unavailable(f"{path} does not exist; see the runs there are with: fedray ls runs")
+        if not layout.is_run(path):
+            raise BadInput(f"{path} is not a run folder (config.yaml and status.json are missing)")
+        for entry in path.iterdir():
+            if entry.is_symlink():
+                raise BadInput(f"{entry} is a symlink; a run folder holds none, so put the real file there")
+        return cls(path)
+
+    # ---- what is known without reading rows ----
+
+    @property
+    def study(self) -> str:
+        """Name of the folder around."""
+        return self.path.parent.name
+
+    @property
+    def run_id(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @property
+    def private_dir(self) -> Path:
+        """Where the clients' processes keep private states (0700); nothing here reads it."""
+        return self.path / "private"
+
+    @property
+    def partition_path(self) -> Path:
+        """Where the caller saves the partition."""
+        return self.path / "partition.parquet"
+
+    @property
+    def prompts_path(self) -> Path:
+        """The final shared parameters, once finished."""
+        return self.path / "prompts" / "global.safetensors"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration."""
+        if self._config is None:
+            self._config = files.read_mapping(self.path / "config.yaml", yaml.safe_load)
+        return self._config
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Read anew each time: state running|done|failed|interrupted, round, rounds, started, updated, error."""
+        return files.read_mapping(self.path / "status.json", json.loads)
+
+    def _set(self, **fields: Any) -> None:
+        status = self.status | {"updated": layout.now()} | fields
+        kept = {key: value for key, value in status.items() if value is not None or key == "rounds"}
+        files.replace(self.path / "status.json", files.to_json(kept))
+
+    # ---- writing ----
+
+    def commit(self, done: Round, rows: Iterable[Row], private: Mapping[int, tuple[int, str]]) -> None:
+        """Makes a finished round durable: killed at any point, `latest` finds this round or the one before.
+
+        `private` are the clients' private states as (version, SHA-256): the manifest commits them with the global ones.
+
+        Raises:
+            Unavailable: the place can't be written; what was committed before stays intact.
+            ValueError: the round is not after the last one, or a metric's name has other characters than a-z 0-9 _ /.
+        """
+        if done.round <= self._mark.round:
+            raise ValueError(f"round {done.round} after round {self._mark.round}")
+        new = [(int(r), int(k), str(m), float(v), int(n)) for r, k, m, v, n in rows]
+        for row in new:
+            if not METRIC.fullmatch(row[2]):
+                raise ValueError(f"metric {row[2]!r} has other characters than a-z 0-9 _ /")
+        lines = files.to_lines(new)
+        total = self._hash.copy()
+        total.update(lines)
+        mark = checkpoint.Mark(done.round, self._mark.bytes + len(lines), total.hexdigest())
+        with files.writing(self.path):
+            files.append(self.path / JOURNAL, lines, at=self._mark.bytes)
+            if len(self._rows) + len(new) >= 1.25 * self._tabled:
+                self._write_tables([*self._rows, *new])
+            checkpoint.write(self.path / "ckpt", done, mark, private)
+        self._mark, self._hash = mark, total
+        self._rows += new
+        with files.writing(self.path):
+            checkpoint.prune(self.path / "ckpt", done.round)
+        self._set(state="running", round=done.round)
+
+    def _write_tables(self, rows: list[files.Record]) -> dict[str, str]:
+        parts = ([row for row in rows if row[1] == GLOBAL], [row for row in rows if row[1] != GLOBAL])
+        images = {name: files.to_parquet(part) for name, part in zip(TABLES, parts, strict=True)}
+        for name, image in images.items():
+            files.replace(self.path / name, image)
+        self._tabled = len(rows)
+        return {name: files.sha256(image) for name, image in images.items()}
+
+    def finish(self, params_shared: Params) -> None:
+        """Writes the final prompts and tables and marks the run done.
+
+        Raises:
+            Unavailable: the place can't be written.
+        """
+        files.replace(self.prompts_path, files.to_safetensors(params_shared))
+        self._close(state="done", error=None)
+
+    def fail(self, error: BaseException | str) -> None:
+        """Marks the run failed; the error is kept as one line. Where even that can't be written, a warning must do."""
+        kind = "" if isinstance(error, str) else f"{type(error).__name__}: "
+        self._try_close(state="failed", error=kind + files.one_line(error))
+
+    def interrupt(self) -> None:
+        """Marks the run interrupted; `create` with the same config goes on."""
+        self._try_close(state="interrupted", error=None)
+
+    def _try_close(self, **fields: Any) -> None:
+        try:
+            self._close(**fields)
+        except Unavailable as error:  # the caller has an error of its own to tell
+            log.warning("%s", error)
+
+    def _close(self, **fields: Any) -> None:
+        if self._mark.round < 0:  # opened, not committed to: the rows are those of the last writer
+            self._rows = self._journal()
+        sums = self._write_tables(self._rows)
+        files.sync_folder(self.path)
+        self._set(files=sums, **fields)
+
+    # ---- resuming ----
+
+    def latest(self) -> tuple[Round, checkpoint.Private] | None:
+        """The newest intact checkpoint and its private states' (version, SHA-256); None when there is none yet.
+
+        Later commits continue from it: rows of later rounds are dropped. The round's own `rows` are empty.
+
+        Raises:
+            Unavailable: there are checkpoints, and all of them are damaged.
+        """
+        damaged: list[str] = []
+        for path in checkpoint.found(self.path / "ckpt"):
+            try:
+                done, private, mark, lines = checkpoint.read(path, self.path / JOURNAL)
+            except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+                damaged.append(f"{path.name}: {error}")
+                log.warning("run %s: checkpoint %s is damaged (%s), trying an older one", self.run_id, path.name, error)
+                continue
+            self._mark, self._hash = mark, hashlib.sha256(lines)
+            self._rows, self._tabled = files.from_lines(lines), 0
+            return done, private
+        if damaged:
+            raise Unavailable(
+                f"run {self.run_id} has no intact checkpoint ({'; '.join(damaged)}); delete {self.path} to start anew"
+            )
+        return None
+
+    # ---- reading ----
+
+    def rows(self, *, client: int | None = None) -> list[Row]:
+        """The committed rows; `client` picks one (GLOBAL: the rows of rounds)."""
+        from fedray.types import Row
+
+        return [Row(*row) for row in self.records(client=client)]
+
+    def table(self, *, client: int | None = None) -> pa.Table:
+        """`rows` as an Arrow table, without importing torch."""
+        return files.to_table(self.records(client=client))
+
+    def records(self, *, client: int | None = None) -> list[files.Record]:
+        """`rows` as plain tuples, without importing torch."""
+        status = self.status
+        if status["state"] != "done":
+            return self._journal(client)
+        names = TABLES if client is None else TABLES[:1] if client == GLOBAL else TABLES[1:]
+        rows: list[files.Record] = []
+        for name in names:
+            image = files.read(self.path / name)
+            if files.sha256(image) != status.get("files", {}).get(name):
+                log.warning("run %s: %s is missing or damaged, reading %s instead", self.run_id, name, JOURNAL)
+                return self._journal(client)
+            rows += files.from_parquet(image)
+        return [row for row in rows if client in (None, row[1])]
+
+    def _journal(self, client: int | None = None) -> list[files.Record]:
+        """The rows up to the newest manifest that reads well: never more than what is committed."""
+        for path in checkpoint.found(self.path / "ckpt"):
+            try:
+                length = checkpoint.manifest(path)["rows"]["bytes"]
+                return files.from_lines(files.read(self.path / JOURNAL)[:length], client=client)
+            except (ValueError, LookupError, TypeError, OSError) as error:
+                log.warning("run %s: rows of checkpoint %s can't be read (%s)", self.run_id, path.name, error)
+        return []
+
+    def digest(self) -> str:
+        """SHA-256 over the final prompts and all rows but those named ``time/``: equal runs, equal digests.
+
+        Independent of how rows are stored and ordered; a value counts by its float64 bytes.
+        """
+        total = hashlib.sha256(files.read(self.prompts_path))
+        for r, client, metric, value, n in sorted(self.records(), key=lambda row: (*row[:3], row[4])):
+            if not metric.startswith("time/"):
+                bits = struct.pack("<iidq", r, client, math.nan if math.isnan(value) else value, n)
+                total.update(bits + metric.encode() + b"\0")
+        return total.hexdigest()
+
+
+def runs(root: Path, study: str | None = None) -> list[RunFolder]:
+    """The run folders below `root` (of one study, or of all), by name; whatever else lies there is skipped."""
+    root = Path(root).expanduser().resolve()
+    studies = layout.slugs(root) if study is None else [layout.place(root, study)]
+    return [RunFolder(path) for folder in studies for path in layout.slugs(folder) if layout.is_run(path)]
