@@ -1,0 +1,260 @@
+"""Figures from run folders: accuracy over a setting, accuracy over rounds, the partition. PDF, PNG and CSV together.
+
+Widths of one and two columns (3.3 and 6.9 in), 8 pt, embedded fonts. A method has its own colour (Okabe and Ito's,
+safe for the colour-blind), marker and line, the same in every figure. No dates in the files: equal data, equal bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from fedray.data import partition
+from fedray.errors import BadInput
+from fedray.report.tables import LOCAL, TITLES, only_seeds, summary
+from fedray.track import files
+from fedray.track.names import Cell, cell
+from fedray.track.run import GLOBAL, RunFolder
+
+NARROW, WIDE = 3.3, 6.9
+"""Widths in inches: one column, two columns."""
+ORDER = (
+    "promptfl", "fedotp", "otdpp", "fedrsclip", "fedmpt", "align", "promptot",
+    "fedpgp", "fedtpg", "pfedmoap", "maple", "promptsrc", "coop", "plot",
+)  # fmt: skip
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+LINES = ("-", "--", ":", "-.")
+AXES = {"alpha": "Dirichlet concentration $\\alpha$", "split.shots": "Shots per class", "clients": "Number of clients"}
+UNDATED = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
+RC: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 300,
+}
+
+
+class Drawing(NamedTuple):
+    """A figure and the numbers in it."""
+
+    figure: Figure
+    data: pd.DataFrame
+
+
+class Style(NamedTuple):
+    """How a method looks."""
+
+    color: str
+    marker: str
+    line: str
+
+
+def styles(methods: Sequence[str]) -> dict[str, Style]:
+    """A style per method: known ones always the same, others those that are left, by name."""
+    names = sorted(set(methods) - {"zeroshot"}, key=lambda name: (ORDER.index(name) if name in ORDER else 99, name))
+    free = iter(range(len(ORDER), len(ORDER) + len(names)))
+    place = {name: ORDER.index(name) if name in ORDER else next(free) for name in names}
+    found = {
+        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
+        for name, i in place.items()
+    }
+    return found | ({"zeroshot": Style("#777777", "", "--")} if "zeroshot" in methods else {})
+
+
+def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: bool | None = None) -> Drawing:
+    """A score over a setting: one line per method, mean over seeds, bars and band of one standard deviation.
+
+    Args:
+        frame: what `tables.cells` gives.
+        x: column of the setting: alpha, clients, or a field that `cells` was asked for.
+        y: column of the score.
+        log: logarithmic x; by default for alpha.
+
+    Raises:
+        BadInput: a column is missing, or no run has a value of `x`.
+    """
+    data = summary(frame, by=["method", x], metrics=[y]).dropna(subset=[x, y])
+    if data.empty:
+        raise BadInput(f"no finished run has both {x} and {y}; choose other columns, or wait for the runs")
+    log = x == "alpha" if log is None else log
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
+        axes = figure.add_subplot()
+        for name, style in styles(list(data["method"])).items():
+            part = data[data["method"] == name].sort_values(x)
+            _line(axes, part[x].to_numpy(float), part[y].to_numpy(), part[f"{y}_std"].to_numpy(), name, style)
+        _x_axis(axes, sorted(set(data[x])), log=log)
+        axes.set_xlabel(AXES.get(x, TITLES.get(x, x)))
+        axes.set_ylabel(TITLES.get(y, y).replace("acc.", "accuracy"))
+        _legend(figure, axes)
+        size = data["n_eval_local" if y in LOCAL else "n_eval"]
+        _caption(figure, f"{_over(data['n_seeds'], 'seed')}, n = {_span(size)} test images")
+    return Drawing(figure, data)
+
+
+def rounds_curve(folders: Sequence[RunFolder]) -> Drawing:
+    """Accuracy over rounds, global and local models in panels of their own; mean and std over seeds.
+
+    Raises:
+        BadInput: no run has been scored yet, or the runs of a method differ in more than their seed.
+    """
+    only_seeds(pd.DataFrame([cell(folder.config) for folder in folders], columns=Cell._fields), ["method"])
+    panels = {"eval/global/acc1": "Global model", "eval/local/acc1": "Local models"}
+    rows = [
+        (cell(folder.config).method, metric, r, value)
+        for folder in folders
+        for r, _, metric, value, _ in folder.records(client=GLOBAL)
+        if metric in panels
+    ]
+    if not rows:
+        raise BadInput("no run has been scored yet; wait for its first evaluation")
+    raw = pd.DataFrame(rows, columns=["method", "metric", "round", "acc1"])
+    groups = raw.groupby(["method", "metric", "round"])["acc1"]
+    data = groups.agg(acc1="mean", std=lambda values: values.std(ddof=1), n_runs="size").reset_index()
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(WIDE, 2.5), layout="constrained")
+        pair = figure.subplots(1, 2, sharey=True)
+        for axes, (metric, title) in zip(pair, panels.items(), strict=True):
+            shown = data[data["metric"] == metric]
+            for name, style in styles(list(data["method"])).items():
+                part = shown[shown["method"] == name]
+                _band(axes, part["round"].to_numpy(), part["acc1"].to_numpy(), part["std"].to_numpy(), name, style)
+            axes.set_title(title)
+            axes.set_xlabel("Round")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            _grid(axes)
+        pair[0].set_ylabel("Accuracy (%)")
+        _legend(figure, pair[0])
+        _caption(figure, _over(data["n_runs"], "run"))
+    return Drawing(figure, data)
+
+
+def partition_bubbles(path: Path, *, names: Sequence[str] | None = None, note: str = "") -> Drawing:
+    """Who holds what: a bubble per client and class, its area the number of images, totals on the margins.
+
+    Args:
+        path: a partition.parquet.
+        names: of the classes, in the order of their labels.
+        note: what the caption should add, e.g. ``alpha 0.1, seed 1``.
+
+    Raises:
+        Unavailable: the partition is missing or damaged.
+    """
+    parts, labels = partition.load(path)
+    data = pd.DataFrame(partition.table(parts, labels), columns=["client", "label", "n"])
+    classes = int(labels.max(initial=0)) + 1
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
+        panels = figure.subplots(2, 2, sharex="col", sharey="row", width_ratios=(5, 1), height_ratios=(1, 5))
+        (top, corner), (axes, side) = panels
+        corner.set_axis_off()
+        most = int(data["n"].max())
+        room = min(NARROW * 0.68 / max(len(parts), 1), 2.0 / classes) * 72  # points between neighbours
+        shade = np.log(data["n"]) / max(np.log(most), 1e-9)
+        axes.scatter(
+            data["client"], data["label"], s=data["n"] / most * (0.95 * room) ** 2, linewidths=0,
+            c=mpl.colormaps["viridis_r"](0.2 + 0.8 * shade.to_numpy()),
+        )  # fmt: skip
+        axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, len(parts) - 0.3), ylim=(classes - 0.3, -0.7))
+        for axis, length in ((axes.xaxis, len(parts)), (axes.yaxis, classes)):
+            axis.set_major_locator(FixedLocator(range(0, length, -(-length // 16))))
+        if names is not None:
+            axes.set_yticks(range(classes), list(names)[:classes])
+        _grid(axes, "both")
+        top.bar(range(len(parts)), [len(part) for part in parts], color="#777777", width=0.7)
+        top.set_ylabel("Images")
+        side.barh(range(classes), np.bincount(labels, minlength=classes), color="#777777", height=0.7)
+        side.set_xlabel("Images")
+        text = f"{len(labels)} images, {len(parts)} clients, {classes} classes, largest bubble {most}"
+        _caption(figure, "\n".join([text, "; ".join(filter(None, [note, f"digest {partition.digest(parts)[:12]}"]))]))
+    return Drawing(figure, data)
+
+
+def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+    """Writes ``name.pdf``, ``.png`` and ``.csv`` (the numbers drawn) together.
+
+    Raises:
+        Unavailable: the folder can't be written.
+    """
+    with mpl.rc_context(RC):
+        FigureCanvasAgg(drawing.figure)
+        images = {ending: _image(drawing.figure, ending, metadata) for ending, metadata in UNDATED.items()}
+    images["csv"] = drawing.data.to_csv(index=False).encode()
+    for ending, image in images.items():
+        files.replace(folder / f"{name}.{ending}", image)
+    return [folder / f"{name}.{ending}" for ending in images]
+
+
+def _image(figure: Figure, ending: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=ending, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:
+    """With few points: bars beside the band."""
+    _band(axes, x, mean, std, name, style)
+    axes.errorbar(x, mean, np.nan_to_num(std), fmt="none", ecolor=style.color, elinewidth=0.7, capsize=2, capthick=0.7)
+
+
+def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:
+    every = max(1, len(x) // 8)  # of many points, some get a marker: a print in grey must do
+    axes.plot(x, mean, color=style.color, linestyle=style.line, marker=style.marker, markevery=every, label=name)
+    spread = np.nan_to_num(std)
+    axes.fill_between(x, mean - spread, mean + spread, color=style.color, alpha=0.15, linewidth=0)
+
+
+def _x_axis(axes: Axes, values: Sequence[float], *, log: bool) -> None:
+    if log:
+        axes.set_xscale("log")
+    if len(values) <= 8:  # ticks where the runs are
+        axes.xaxis.set_major_locator(FixedLocator(values))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticklabels([f"{value:g}" for value in values])
+    _grid(axes)
+
+
+def _grid(axes: Axes, which: Literal["both", "y"] = "y") -> None:
+    axes.grid(axis=which, linewidth=0.3, color="#dddddd")
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
+
+
+def _caption(figure: Figure, text: str) -> None:
+    figure.supxlabel(text, fontsize=6, color="#555555")
+
+
+def _over(counts: pd.Series, what: str) -> str:
+    return f"one {what} each" if counts.max() == 1 else f"mean ± std over {_span(counts)} {what}s"
+
+
+def _span(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low}" if low == high else f"{low} to {high}"
