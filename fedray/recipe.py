@@ -1,0 +1,169 @@
+"""A method and its options as a value: checked when written down, called when built.
+
+    Recipe(fedotp, mass=0.5)       the function itself, in Python
+    Recipe("fedotp", mass=0.5)     its file name, on the command line and in files
+    Recipe("mine.py")              a file of your own, holding a function of the same name
+
+Reading a signature does not import the method (its file is parsed instead), so that a typo is told at once and
+``fedray --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fedray.errors import BadInput, did_you_mean
+
+if TYPE_CHECKING:
+    from fedray.method import PromptMethod
+    from fedray.nn.backbone import Backbone
+
+Scalar: TypeAlias = bool | int | float | str | None
+HOME = Path(__file__).parent / "methods"
+
+
+class Recipe:
+    """Which method, with which options. Immutable; equal when method and options are equal."""
+
+    def __init__(self, method: Callable[..., PromptMethod] | str, **options: Scalar) -> None:
+        """Check the options against the method's signature.
+
+        Raises:
+            BadInput: no such method, no such option, or a value of another kind than the default.
+        """
+        if isinstance(method, str):
+            self._function: Callable[..., PromptMethod] | None = None
+            self.file = _locate(method)
+        else:
+            self._function = method
+            self.file = Path(inspect.getsourcefile(method) or "").resolve()
+        self.name = self.file.stem if self._function is None else self._function.__name__
+        self.defaults = signature(self.file, self.name)
+        for key, value in options.items():
+            if key not in self.defaults:
+                raise BadInput(f"method.{key} is not an option of {self.name}. {did_you_mean(key, self.defaults)}")
+            _check_kind(f"method.{key}", self.defaults[key], value)
+        self.options: dict[str, Scalar] = {**self.defaults, **options}
+
+    def build(self, clip: Backbone) -> PromptMethod:
+        """Call the method's function. Random initial values come from torch's current generator."""
+        return (self._function or _import(self.file, self.name))(clip, **self.options)
+
+    @property
+    def reference(self) -> Callable[..., PromptMethod] | str:
+        """What names the same method again: the function, or else its name or file."""
+        return self._function or (self.name if self.is_ours else str(self.file))
+
+    @property
+    def identity(self) -> str:
+        """What results depend on: the name, and for a file of the user's the text too."""
+        return self.name if self.is_ours else f"{self.name}@{hashlib.sha256(self.file.read_bytes()).hexdigest()[:12]}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the method ships with fedray."""
+        return self.file.parent == HOME
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let a method from a file of the user's travel by value: the file may not exist where it is unpickled."""
+        if not self.is_ours and self._function is None:
+            self._function = _import(self.file, self.name)
+        return self.__dict__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and (self.file, self.options) == (other.file, other.options)
+
+    def __hash__(self) -> int:
+        return hash((self.file, tuple(sorted(self.options.items(), key=str))))
+
+    def __repr__(self) -> str:
+        changed = [f"{k}={v!r}" for k, v in self.options.items() if v != self.defaults[k]]
+        return f"Recipe({', '.join([self.name, *changed])})"
+
+
+def known() -> dict[str, Path]:
+    """Every method that ships with fedray, by name."""
+    return {p.stem: p for p in sorted(HOME.glob("[a-z]*.py"))}
+
+
+@lru_cache
+def signature(file: Path, name: str) -> dict[str, Scalar]:
+    """Keyword options of function `name` in `file`, with their defaults, without importing the file.
+
+    Raises:
+        BadInput: the file has no such function, or an option without a plain default.
+    """
+    for node in _parse(file).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return {arg.arg: _default(file, arg.arg, value) for arg, value in pairs}
+    raise BadInput(f"{file.name} has no function {name}; a method's function is named like its file")
+
+
+def summary(file: Path) -> str:
+    """First line of a method's docstring."""
+    return (ast.get_docstring(_parse(file)) or "").partition("\n")[0]
+
+
+def _parse(file: Path) -> ast.Module:
+    try:
+        return ast.parse(file.read_text())
+    except SyntaxError as error:
+        raise BadInput(f"{file.name}:{error.lineno}: {error.msg}; a method is a Python file") from None
+
+
+def _default(file: Path, name: str, value: ast.expr | None) -> Scalar:
+    try:
+        literal = ast.literal_eval(value) if value is not None else value
+        if value is None or not isinstance(literal, Scalar):
+            raise ValueError
+    except ValueError:
+        raise BadInput(
+            f"{file.name}: option {name} needs a plain default: a number, text, True, False or None"
+        ) from None
+    return literal
+
+
+def _locate(name: str) -> Path:
+    if name.endswith(".py"):
+        path = Path(name).resolve()
+        if not path.is_file():
+            raise BadInput(f"method file {name} does not exist; give the path of a .py file, or one of ours by name")
+        return path
+    if name not in known():
+        raise BadInput(f"method {name!r} does not exist. {did_you_mean(name, known())}")
+    return known()[name]
+
+
+def _check_kind(where: str, default: Scalar, value: Scalar) -> None:
+    accepted: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
+    if default is None or value is None:  # None stands for "the paper's choice": any plain value may replace it
+        ok = isinstance(value, Scalar) and (value is not None or default is None)
+    else:
+        ok = isinstance(value, accepted[type(default)]) and isinstance(value, bool) == isinstance(default, bool)
+    if not ok:
+        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
+            type(default), "plain"
+        )
+        raise BadInput(f"{where} must be {kind}, got {value!r}")
+
+
+def _import(file: Path, name: str) -> Callable[..., PromptMethod]:
+    if file.parent == HOME:
+        module = importlib.import_module(f"fedray.methods.{name}")
+    else:
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise BadInput(f"{file.name} can't be imported; a method is a Python file")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    function: Any = getattr(module, name)
+    return function  # type: ignore[no-any-return]
