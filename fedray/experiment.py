@@ -1,0 +1,199 @@
+"""An experiment as a value: frozen, checked when made, overridden by dotted path, named by its content.
+
+    Experiment(method=Recipe(fedotp, mass=0.5)).override(**{"partition.alpha": 0.1, "local.lr": 0.02})
+
+Nothing here imports torch: a mistake in a field is told in a fraction of a second. `fedray.build` makes it real.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from fedray.data.partition import Dirichlet, Partition
+from fedray.errors import BadInput, did_you_mean
+from fedray.fed.local import Local
+from fedray.fed.server import FedAvg
+from fedray.recipe import Recipe
+
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Clip:
+    """The frozen backbone."""
+
+    name: str = "embedded"  # "embedded", or a CLIP of open_clip with ViT towers, e.g. ViT-B-16-quickgelu
+    weights: str | None = None  # open_clip's tag ("openai") or a file; None: the embedded ones, or random
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Data:
+    """The data set."""
+
+    name: str = "digits"
+    root: str | None = None  # folder that holds it; not needed for the embedded ones
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Split:
+    """What is taken of the data set before the clients share it."""
+
+    shots: Annotated[int, Field(ge=1)] | None = 8  # training images per class over all clients; None: all of them
+
+
+def _recipe(value: object) -> object:
+    if isinstance(value, str) or callable(value):
+        return Recipe(value)
+    if isinstance(value, Mapping):
+        options = {k: v for k, v in value.items() if k != "name"}
+        if "name" not in value:
+            raise BadInput("method.name is missing; name the method, e.g. fedotp")
+        return Recipe(value["name"], **options)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Experiment:
+    """Everything that decides a run's result. Where it runs, and how fast, is not part of it."""
+
+    clip: Clip = Clip()
+    method: Annotated[Recipe, BeforeValidator(_recipe)] = Recipe("promptfl")
+    data: Data = Data()
+    split: Split = Split()
+    partition: Partition = Dirichlet()
+    local: Local = Local()
+    server: FedAvg = FedAvg()
+    rounds: Annotated[int, Field(ge=1)] = 20
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the clients, in each round
+    evaluate_every: Annotated[int, Field(ge=1)] = 1  # rounds; the last one is always evaluated
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def override(self, **changes: Any) -> Experiment:
+        """A copy with fields changed by dotted path, ``**{"partition.alpha": 0.1}``.
+
+        Changing ``method`` or ``partition`` (by name) starts from the new one's defaults.
+
+        Raises:
+            BadInput: a path is no field, or a value breaks its rule.
+        """
+        tree = as_dict(self)
+        tree["method"]["name"] = self.method.reference
+        for path in sorted(changes, key=lambda p: (p.count("."), p)):
+            _put(tree, path, changes[path])
+        return from_dict(tree)
+
+    @property
+    def id(self) -> str:
+        """12 hex digits of SHA-256 over all that differs from the defaults: a new option orphans no old result."""
+        return hashlib.sha256(json.dumps(self.changed(), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run folder: readable, and as unique as `id`."""
+        return f"{self.method.name}-{self.id}"
+
+    def changed(self) -> dict[str, Any]:
+        """Leaves that differ from the defaults, and always the method and the partition's kind, by dotted path."""
+        recipe = Recipe(self.method.reference)
+        mine = flatten(as_dict(self))
+        theirs = flatten(as_dict(Experiment(method=recipe, partition=type(self.partition)())))
+        kept = {path: value for path, value in mine.items() if value != theirs[path]}
+        return kept | {"method.name": self.method.identity, "partition.kind": mine["partition.kind"]}
+
+
+def from_dict(tree: Mapping[str, Any]) -> Experiment:
+    """The experiment that a nested mapping describes, e.g. a parsed YAML file.
+
+    Raises:
+        BadInput: names the first field that is unknown or breaks its rule.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(tree))
+    except ValidationError as error:
+        raise BadInput(_explain(error)) from None
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """The experiment as nested plain values, every default written out; `from_dict` undoes it."""
+    out: dict[str, Any] = {}
+    for f in fields(value):
+        v = getattr(value, f.name)
+        if isinstance(v, Recipe):
+            out[f.name] = {"name": v.name if v.is_ours else str(v.file), **v.options}
+        else:
+            out[f.name] = as_dict(v) if is_dataclass(v) else v
+    return out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> leaves by dotted path."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, leaf = path.split(".")
+    node = tree
+    for name in parents:
+        if not isinstance(node.get(name), dict):
+            raise BadInput(f"{path} is not a field. {did_you_mean(path, flatten(tree))}")
+        node = node[name]
+    if leaf not in node and parents != ["method"]:  # the recipe checks its own options
+        raise BadInput(f"{path} is not a field. {did_you_mean(path, flatten(tree))}")
+    if path in ("method", "method.name"):
+        tree["method"] = value if isinstance(value, Mapping) else {"name": value}
+    elif path in ("partition", "partition.kind") and not isinstance(value, Mapping):
+        tree["partition"] = {"kind": value, "clients": tree["partition"]["clients"]}
+    elif isinstance(node.get(leaf), dict) and not isinstance(value, Mapping):
+        raise BadInput(
+            f"{path} has fields of its own, got {value!r}; set one of {', '.join(flatten(node[leaf], path + '.'))}"
+        )
+    else:
+        node[leaf] = value
+
+
+_RULES = {
+    "greater_than": "> {gt}",
+    "greater_than_equal": ">= {ge}",
+    "less_than": "< {lt}",
+    "less_than_equal": "<= {le}",
+    "finite_number": "finite",
+    "literal_error": "one of {expected}",
+    "union_tag_invalid": "one of {expected_tags}",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "text",
+}
+
+
+def _explain(error: ValidationError) -> str:
+    """One line for the first mistake: the field, the rule, the value."""
+    first = error.errors()[0]
+    ctx = {k: f"{v:g}" if isinstance(v, float) else v for k, v in first.get("ctx", {}).items()}
+    if isinstance(ctx.get("error"), BadInput):  # a recipe's own words
+        return str(ctx["error"])
+    tags = {"dirichlet", "iid"}  # pydantic puts the union's tag into the path
+    path = ".".join(str(p) for p in first["loc"] if str(p) not in tags)
+    if first["type"] == "unexpected_keyword_argument":
+        return f"{path} is not a field. {did_you_mean(path, flatten(as_dict(Experiment())))}"
+    if path == "fraction":
+        return f"fraction must be in (0, 1], got {first['input']!r}"
+    rule = _RULES.get(first["type"], "").format(**ctx) or first["msg"]
+    got = first["input"]["kind"] if first["type"] == "union_tag_invalid" else first["input"]
+    return f"{path} must be {rule}, got {got!r}"
+
+
+_ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)

@@ -1,0 +1,210 @@
+"""A client: fits its copy of the method on its own images, scores it on its own test set, and keeps what is private.
+
+local training:   theta <- [shared as received ; own private],  SGD on  sum_i term_i(theta; batch)
+local view:       [global shared ; own private]  on the client's own test images
+global view:      shared parameters alone (the method states the rule)  on the whole test set
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedray.data.features import Samples
+from fedray.errors import BadInput
+from fedray.fed.local import Local
+from fedray.fed.seeds import rng
+from fedray.fed.vault import Vault, Versions
+from fedray.method import PromptMethod, load, parameters, split
+from fedray.nn import backbone
+from fedray.nn.transport import NotConverged
+from fedray.types import GLOBAL, Features, Given, Job, Params, Result, Scores, Task
+
+
+class Diverged(ArithmeticError):
+    """A client's loss is no longer a number."""
+
+
+class Setup(NamedTuple):
+    """What a process needs to host clients: small, picklable; weights and features are files that it maps."""
+
+    backbone: Path
+    precision: str
+    method: PromptMethod
+    task: Task
+    train: Samples
+    test: Samples
+    shards: tuple[np.ndarray, ...]  # positions in `train`, one array per client
+    tests: tuple[np.ndarray, ...]  # positions in `test`, one array per client
+    local: Local
+    rounds: int
+    seed: int
+    threads: int = 1  # fixed, because the number of threads is part of the bits of a sum
+    score_batch: int = 256
+
+
+class World(NamedTuple):
+    """A set-up that has been opened: the frozen backbone, and the method as this process's scratch pad."""
+
+    setup: Setup
+    clip: backbone.Backbone
+    method: PromptMethod
+    initial: Params  # all parameters as they were first made
+    device: torch.device
+
+
+def open_world(setup: Setup, device: str = "cpu") -> World:
+    """Map the backbone and copy the method; called once in each process."""
+    clip = backbone.open_file(setup.backbone, precision=setup.precision, device=device)
+    method = copy.deepcopy(setup.method)
+    initial = parameters(method)
+    task = Task(setup.task.names, *(t.to(device) for t in setup.task[1:]))
+    return World(setup._replace(task=task), clip, method.to(device), initial, torch.device(device))
+
+
+def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
+    """Train one client for one round.
+
+    Returns:
+        What it may send back, and its private parameters, which it may not.
+
+    Raises:
+        Diverged: a loss is NaN or infinite.
+    """
+    setup, method = world.setup, world.method
+    shard = setup.shards[job.client]
+    load(method, {**job.shared, **private})
+    given = Given(world.clip, setup.task, job.shared, job.inbox)
+    draw = rng(setup.seed, "fit", job.round, job.client)
+    learnable = list(method.parameters())
+    sums: dict[str, float] = {}
+    steps = 0
+    if learnable:  # zero-shot has nothing to train
+        optimiser = setup.local.optimiser(learnable, setup.local.rate(job.round, setup.rounds))
+        for _ in range(setup.local.epochs):
+            for batch in _batches(draw.permutation(shard), setup.local.batch):
+                with _located(job, method):
+                    terms = method.terms(given, _images(world, setup.train, batch), _labels(world, setup.train, batch))
+                _step(optimiser, terms, job, setup.local.lr)
+                steps += 1
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value.item()
+    shared, kept = split(parameters(method), method.private)
+    metrics = {f"train/{name}": value / steps for name, value in sums.items()}
+    return Result(job.round, job.client, len(shard), shared, metrics), kept
+
+
+@contextmanager
+def _located(job: Job, method: PromptMethod) -> Iterator[None]:
+    """Say of a forward pass that fails for numeric reasons whose it was, and when."""
+    who = f"round {job.round}, " + ("the whole test set" if job.client == GLOBAL else f"client {job.client}")
+    try:
+        yield
+    except NotConverged as error:
+        raise NotConverged(f"{who}: {error}") from None
+    except BadInput as error:
+        broken = [name for name, value in method.named_parameters() if not torch.isfinite(value).all()]
+        if not broken:
+            raise
+        raise Diverged(f"{who}: {', '.join(broken)} not finite ({error}); lower local.lr") from None
+
+
+def _step(optimiser: torch.optim.Optimizer, terms: dict[str, Tensor], job: Job, lr: float) -> None:
+    loss = torch.stack(list(terms.values())).sum()
+    if not torch.isfinite(loss):
+        values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
+        raise Diverged(
+            f"round {job.round}, client {job.client}: the loss is not finite ({values}); lower local.lr (now {lr:g})"
+        )
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+@torch.no_grad()
+def score(world: World, job: Job, private: Params) -> Scores:
+    """Score one view: the client's own on its own test images, or (GLOBAL) the global one on all of them."""
+    setup, method = world.setup, world.method
+    everyone = job.client == GLOBAL
+    indices = np.arange(len(setup.test.labels)) if everyone else setup.tests[job.client]
+    load(method, {**world.initial, **job.shared, **private})
+    given = Given(world.clip, setup.task, job.shared, job.inbox, "global" if everyone else "local")
+    loss, correct = 0.0, 0
+    for batch in _batches(indices, setup.score_batch):
+        labels = _labels(world, setup.test, batch)
+        with _located(job, method):
+            logits = method(given, _images(world, setup.test, batch)).logits
+        loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        correct += int((logits.argmax(dim=1) == labels).sum())
+    n = len(indices)
+    metrics = {"acc1": 100 * correct / n, "loss": loss / n} if n else {}
+    return Scores(job.round, job.client, n, metrics)
+
+
+class Clients:
+    """The clients that live in this process, and their vault."""
+
+    def __init__(self, setup: Setup, private: Path | None = None, device: str = "cpu") -> None:
+        self.world = open_world(setup, device)
+        self.vault = Vault(private)
+
+    def fit(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Train the clients named by `jobs`, one after the other."""
+        with threads(self.world.setup.threads):
+            for job in jobs:
+                result, kept = fit(self.world, job, self._private(job.client, job.round))
+                self.vault.put(job.client, job.round, kept)
+                yield result
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[Scores]:
+        """Score the views named by `jobs`."""
+        with threads(self.world.setup.threads):
+            for job in jobs:
+                private = {} if job.client == GLOBAL else self._private(job.client, job.round + 1)
+                yield score(self.world, job, private)
+
+    def save(self, round: int, clients: Sequence[int]) -> Versions:
+        """Make private states durable; returns their rounds and hashes, never their contents."""
+        return self.vault.save(round, list(clients))
+
+    def load(self, round: int, manifest: Versions) -> None:
+        """Return to the private states of a checkpoint."""
+        self.vault.load(round, manifest)
+
+    def _private(self, client: int, before: int) -> Params:
+        held = self.vault.before(client, before)
+        return held if held is not None else split(self.world.initial, self.world.method.private)[1]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with this many threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _images(world: World, samples: Samples, batch: np.ndarray) -> Tensor | Features:
+    x = samples.take(batch)
+    if isinstance(x, Features):
+        return Features(x.pooled.to(world.device), None if x.tokens is None else x.tokens.to(world.device))
+    return world.clip.preprocess(x.to(world.device))
+
+
+def _labels(world: World, samples: Samples, batch: np.ndarray) -> Tensor:
+    return torch.from_numpy(samples.labels[batch]).to(world.device)

@@ -1,0 +1,41 @@
+"""How a client trains between two messages: plain SGD, made afresh at each visit.
+
+A fresh optimiser per local training is deliberate. Public code of this field builds one optimiser for all clients, so
+that the momentum of one moves the next one's prompt; that would make results depend on the order of clients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Local:
+    """Local training: SGD (momentum 0.9, weight decay 5e-4: the Dassl defaults that nearly all papers here inherit)."""
+
+    lr: float = Field(default=0.05, gt=0, allow_inf_nan=False)  # per step
+    epochs: int = Field(default=1, ge=1)  # passes over the client's images at each visit
+    batch: int = Field(default=8, ge=1)  # images per step; the last batch of an epoch may be smaller
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-4, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"  # of lr over the rounds
+
+    def rate(self, round: int, rounds: int) -> float:
+        """Learning rate in round `round` (1-based) of `rounds`."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / rounds))
+
+    def optimiser(self, parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """A fresh optimiser: nothing of an earlier visit or of another client is in it."""
+        import torch
+
+        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)

@@ -1,0 +1,62 @@
+"""Aggregators: how the server turns the clients' results into the next global state.
+
+    FedAvg:  theta <- sum_k w_k theta_k,   w_k = n_k / sum_j n_j   or   1 / |cohort|
+
+An aggregator is a frozen dataclass; its state is a flat dict of tensors, so that a checkpoint is the state itself.
+McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+if TYPE_CHECKING:
+    from fedray.types import Params, Result
+
+
+class Aggregator(Protocol):
+    """The server's rule. Sums run in client order and in float64, so that the order of arrival leaves no trace."""
+
+    def init(self, shared: Params) -> Params:
+        """State before the first round."""
+        ...
+
+    def send(self, state: Params, client: int, round: int) -> tuple[Params, Params]:
+        """What `client` receives: (shared parameters, inbox). For GLOBAL: the global model."""
+        ...
+
+    def update(self, state: Params, results: Sequence[Result]) -> Params:
+        """State after a round; `results` come in client order."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class FedAvg:
+    """Weighted mean of the shared parameters: by training samples (default), or the same weight for all."""
+
+    kind: Literal["fedavg"] = "fedavg"
+    weighting: Literal["samples", "uniform"] = "samples"
+
+    def init(self, shared: Params) -> Params:
+        """The state is the global model's shared parameters."""
+        return dict(shared)
+
+    def send(self, state: Params, client: int, round: int) -> tuple[Params, Params]:
+        """Everyone receives the same."""
+        return state, {}
+
+    def update(self, state: Params, results: Sequence[Result]) -> Params:
+        """Average what came back; without any result the state stays as it is."""
+        weights = [float(r.n if self.weighting == "samples" else 1) for r in results]
+        total = sum(weights)
+        if not total:
+            return state
+        mean: Params = {}
+        for name, value in state.items():
+            first, *rest = (r.shared[name].double() * (w / total) for r, w in zip(results, weights, strict=True))
+            mean[name] = sum(rest, start=first).to(value.dtype)
+        return mean
