@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -107,6 +108,19 @@ class Experiment:
         theirs = flatten(as_dict(Experiment(method=recipe, partition=type(self.partition)())))
         kept = {path: value for path, value in mine.items() if value != theirs[path]}
         return kept | {"method.name": self.method.identity, "partition.kind": mine["partition.kind"]}
+
+
+def grid(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[Experiment]:
+    """All combinations of the axes, the last one changing fastest: ``grid(e, {"partition.alpha": [0.1, 1]})``.
+
+    Raises:
+        BadInput: an axis is empty, is no field, or holds a value that breaks its rule.
+    """
+    for path, values in axes.items():
+        if not len(values):
+            raise BadInput(f"axis {path} is empty; give it at least one value")
+    cells = [base.override(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    return list({cell.id: cell for cell in cells}.values())
 
 
 def from_dict(tree: Mapping[str, Any]) -> Experiment:

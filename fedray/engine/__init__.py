@@ -1,0 +1,1 @@
+"""Where things run: this process, Ray actors, a cluster. The only room that imports ray."""

@@ -1,0 +1,209 @@
+"""Clients in Ray actors. Each host actor keeps the private prompts of the clients pinned to it; they never leave it.
+
+One call per actor and round carries all of its jobs, results come back as they finish (``ray.wait``): nothing polls.
+Small payloads travel as plain arguments; weights and features are files that each process maps.
+Retries are unlimited and safe: a step starts from the version before its round, so doing it twice changes nothing.
+
+Every call also carries a lease: which run's clients it is for, and how to open them. So a host that was started anew
+after a crash, or that served another run before, can't answer for the wrong one: it opens what the call names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import uuid4
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from fedray.engine.cluster import resources
+from fedray.engine.placement import Placement
+from fedray.errors import Unavailable
+from fedray.fed.client import Clients, Setup
+from fedray.fed.loop import size
+from fedray.fed.vault import Versions
+from fedray.types import GLOBAL, Job, Result, Scores
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+INLINE_BYTES = 100_000
+"""Above this a payload goes through the object store once, below it is cheaper as a plain argument."""
+
+RESTARTS = 100
+"""Times that one actor may be started again (lost nodes, killed processes); more would be a loop of crashes."""
+
+PATIENCE = 600.0
+"""Seconds that actors may wait for a place; a cluster that scales up needs minutes."""
+
+
+class Lease(NamedTuple):
+    """Whose clients a host shall be."""
+
+    key: str  # another one for every opening
+    setup: list[ray.ObjectRef[Setup]]  # a reference in a list travels as such; only a host that opens fetches it
+    private: str | None
+
+
+class Host:
+    """An actor's body: some clients, their private parameters, one frozen backbone."""
+
+    def __init__(self) -> None:
+        self.key = ""
+        self.clients: Clients | None = None
+
+    def ready(self) -> bool:
+        """Answer, once there is a process."""
+        return True
+
+    def fit(self, lease: Lease, jobs: list[Job]) -> list[Result]:
+        """Train. What returns is typed: shared parameters, counts, metrics."""
+        return list(self._open(lease).fit(jobs))
+
+    def score(self, lease: Lease, jobs: list[Job]) -> list[Scores]:
+        """Score."""
+        return list(self._open(lease).score(jobs))
+
+    def save(self, lease: Lease, round: int, clients: list[int]) -> Versions:
+        """Make private states durable; only rounds and hashes return."""
+        vault = self._open(lease).vault
+        # A new process does not know what was saved before it: the checkpoint of the round before still needs its own.
+        vault.saved = vault.saved or [round - 1]
+        return vault.save(round, clients)
+
+    def load(self, lease: Lease, round: int, manifest: Versions) -> None:
+        """Return to a checkpoint's private states."""
+        self._open(lease).load(round, manifest)
+
+    def _open(self, lease: Lease) -> Clients:
+        if self.clients is None or self.key != lease.key:
+            self.clients = None  # the old ones first: two backbones may not fit
+            setup = ray.get(lease.setup[0])
+            self.clients = Clients(setup, Path(lease.private) if lease.private else None, device())
+            self.key = lease.key
+        return self.clients
+
+
+def device() -> str:
+    """The GPU that Ray gave to this process, else the CPU. A share of a GPU is made a limit to its memory, too."""
+    import torch
+
+    assigned: Callable[[], dict[str, float]] = ray.get_runtime_context().get_assigned_resources
+    share = assigned().get("GPU", 0)
+    if not share or not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+    return "cuda"
+
+
+class RayActors:
+    """An executor whose clients live in actors. Use with ``contextlib.closing``, or call `close`.
+
+    Raises (all methods that wait):
+        Unavailable: actors found no place, or one kept dying.
+        Exception: whatever a client raised, as what it was there.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        """Start the actors; they import torch while the caller goes on."""
+        self.placement = placement
+        self.lease: Lease | None = None
+        actor: Any = ray.remote(Host).options(
+            num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, max_restarts=RESTARTS, max_task_retries=-1
+        )
+        self.hosts: list[ActorHandle[Host]] = [actor.remote() for _ in placement.hosts]
+
+    def open(self, setup: Setup, private: Path | None, *, clients: Placement | None = None) -> None:
+        """Let the actors host a run's clients; warm ones leave those of the run before.
+
+        Args:
+            setup: the run.
+            private: folder of the private states; None keeps them in memory, and a crash loses them.
+            clients: how this run's clients are pinned, where they are others than at the start.
+        """
+        self.placement = clients or self.placement
+        if len(self.placement.hosts) != len(self.hosts):
+            raise ValueError(f"{len(self.placement.hosts)} hosts asked for, {len(self.hosts)} there")
+        self._await_place()
+        self.lease = Lease(uuid4().hex, [ray.put(setup)], str(private) if private is not None else None)
+
+    def fit(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Train; results in order of completion."""
+        return self._stream("fit", jobs)
+
+    def score(self, jobs: Sequence[Job]) -> Iterator[Scores]:
+        """Score; results in order of completion."""
+        return self._stream("score", jobs)
+
+    def save(self, round: int) -> Versions:
+        """Make all private states durable."""
+        pinned = zip(self.hosts, self.placement.hosts, strict=True)
+        parts = _get([host.save.remote(self.lease, round, list(clients)) for host, clients in pinned])
+        return {client: version for part in parts for client, version in sorted(part.items())}
+
+    def load(self, round: int, manifest: Versions) -> None:
+        """Return to a checkpoint's private states."""
+        calls: list[Any] = []
+        for host, clients in zip(self.hosts, self.placement.hosts, strict=True):
+            calls.append(host.load.remote(self.lease, round, {c: manifest[c] for c in clients if c in manifest}))
+        _get(calls)
+
+    def close(self) -> None:
+        """End the actors."""
+        for host in self.hosts:
+            ray.kill(host)
+        self.hosts = []
+
+    def _await_place(self) -> None:
+        try:
+            _get([host.ready.remote() for host in self.hosts], timeout=PATIENCE)
+        except GetTimeoutError:
+            p, free = self.placement, resources(free=True)
+            raise Unavailable(
+                f"{len(self.hosts)} actors of {p.num_cpus:g} CPU and {p.num_gpus:g} GPU found no place within "
+                f"{PATIENCE:g} s (free: {free.get('CPU', 0):g} CPU, {free.get('GPU', 0):g} GPU); "
+                "use fewer --actors, or see what holds them with: ray status"
+            ) from None
+
+    def _stream(self, method: str, jobs: Sequence[Job]) -> Iterator[Any]:
+        groups: dict[int, list[Job]] = {}
+        for job in jobs:
+            # the whole test set goes to the host with the fewest clients: the last one
+            index = len(self.hosts) - 1 if job.client == GLOBAL else self.placement.host(job.client)
+            groups.setdefault(index, []).append(job)
+        pending = [
+            getattr(self.hosts[index], method).remote(self.lease, _payload(group)) for index, group in groups.items()
+        ]
+        while pending:
+            ready, pending = ray.wait(pending, num_returns=1)
+            yield from _get(ready)[0]
+
+
+def _payload(jobs: list[Job]) -> Any:
+    parts = {id(part): part for job in jobs for part in (job.shared, job.inbox)}  # what is the same is pickled once
+    return ray.put(jobs) if sum(map(size, parts.values())) > INLINE_BYTES else jobs
+
+
+def _get(calls: list[Any], timeout: float | None = None) -> list[Any]:
+    """Wait for calls; an error is raised as what it was in the actor, without Ray's wrapping."""
+    try:
+        return list(ray.get(calls, timeout=timeout))
+    except RayTaskError as error:
+        raise unwrapped(error) from error
+    except RayActorError as error:
+        raise Unavailable(f"an actor that hosts clients died for good ({first_line(error)}); {AGAIN}") from error
+
+
+AGAIN = "finished rounds are kept: give the same command again to go on"
+
+
+def unwrapped(error: RayTaskError) -> BaseException:
+    """What was raised in the other process."""
+    return error.cause if isinstance(error.cause, BaseException) else error
+
+
+def first_line(error: BaseException) -> str:
+    """An error's text up to its first line's end."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

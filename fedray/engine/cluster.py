@@ -1,0 +1,182 @@
+"""Reaching Ray: the cluster that one is submitted to, or a local one that nobody else can talk to."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedray.errors import BadInput, Unavailable
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run folders hold the results
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it prints how to go on
+}
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every listener on loopback
+    "RAY_preload_python_modules": "torch",  # idle workers import it while we build (a comma list; JSON is ignored)
+}
+CGROUP = Path("/sys/fs/cgroup")
+REACH_S = 5.0
+"""Seconds to wait for a cluster's port; Ray itself would try for minutes."""
+
+
+@contextmanager
+def attached(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Iterator[None]:
+    """Connect to Ray for the time of a block; a local Ray that was started for it is stopped at the end.
+
+    On a cluster's node (``ray submit``, ``ray job submit``) the block attaches to that cluster. Inside another such
+    block, or where Ray was initialised by other means, it changes nothing.
+
+    Args:
+        num_cpus: of a local Ray; None: all that this process may use.
+        num_gpus: of a local Ray; None: all there are.
+
+    Raises:
+        BadInput: ``$RAY_ADDRESS`` is of a kind that can't be used.
+        Unavailable: Ray can't be started or reached.
+    """
+    address = _address()
+    for name, value in (QUIET if address else QUIET | LOCAL).items():
+        os.environ.setdefault(name, value)
+    if not address and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # once ray is imported it would believe half of it
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="fedray-", dir=_short(), ignore_cleanup_errors=True) as place:
+        try:
+            if address:
+                ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                _start(place, num_cpus, num_gpus)
+        except (ConnectionError, OSError, ValueError, RuntimeError, TimeoutError) as error:
+            ray.shutdown()
+            first = " ".join(str(error).split())[:200]
+            if address:
+                raise Unavailable(f"Ray can't be reached at {address} ({first}); {_REMEDY}") from error
+            raise Unavailable(f"Ray can't be started on this host ({first}); use --placement inline") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+_REMEDY = "start that cluster, unset RAY_ADDRESS for a local Ray, or use --placement inline"
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free for new processes, on this host and in this container."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):  # no control groups here, or of another kind
+        return free
+
+
+def resources(*, free: bool = False) -> dict[str, float]:
+    """What the cluster has ("CPU", "GPU", ...), or what of it is not taken."""
+    import ray
+
+    ask: Callable[[], dict[str, float]] = ray.available_resources if free else ray.cluster_resources
+    return ask()
+
+
+def alone() -> bool:
+    """Whether this host is the whole cluster."""
+    import ray
+
+    ask: Callable[[], list[dict[str, Any]]] = ray.nodes
+    return sum(bool(node["Alive"]) for node in ask()) == 1
+
+
+def _start(place: str, num_cpus: int | None, num_gpus: int | None) -> None:
+    import ray
+    from ray._private import ray_constants
+
+    _token()
+    ray_constants.ENABLE_RAY_CLUSTER = False  # LOCAL's first line comes too late where ray was imported before
+    ray.init(
+        "local",
+        num_cpus=num_cpus or cpus(),
+        num_gpus=num_gpus,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _temp_dir=f"{place}/r",  # sockets, logs, spilled objects; Ray opens it to all, but not the folder around
+    )
+
+
+def _short() -> str | None:
+    """Where Ray's folder goes: paths of sockets may have 107 characters. None: the system's choice."""
+    place = os.environ.get("RAY_TMPDIR") or "/tmp"  # noqa: S108 (a new folder of mode 0700 is made in it)
+    return place if os.access(place, os.W_OK) else None
+
+
+def _address() -> str | None:
+    """Where a cluster answers: ``$RAY_ADDRESS``, or what ``ray start`` left on this host; None: nowhere.
+
+    Raises:
+        BadInput: a Ray Client address.
+        Unavailable: nothing answers at ``$RAY_ADDRESS``.
+    """
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given.startswith("ray://"):
+        raise BadInput(f"RAY_ADDRESS is {given}, a Ray Client address; submit to the cluster with: ray job submit")
+    if given and given not in ("auto", "local"):
+        if ":" in given and not _answers(given):
+            raise Unavailable(f"Ray can't be reached at {given} (nothing answers there); {_REMEDY}")
+        return given
+    left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
+    found = left.read_text().strip() if left.is_file() and given != "local" else ""
+    if found and _answers(found):
+        return found
+    if given == "auto":
+        raise Unavailable(f"Ray can't be reached at auto (no cluster runs on this host); {_REMEDY}")
+    return None  # what a cluster that has died left behind counts for nothing
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def _token() -> None:
+    """Ray's token, readable by its owner alone (Ray itself would create it with the umask's mode)."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        path.chmod(0o600)  # Ray itself may have made it, for all to read
+        return
+    except OSError:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # a home that can't be written: for this run only
+        return
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32))

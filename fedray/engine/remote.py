@@ -1,0 +1,91 @@
+"""A run inside Ray: the driver is an actor, its clients are actors, and this process builds, then only listens.
+
+Building here, while the actors start, spares the driver's process open_clip and tells a mistake at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fedray.build import Built, build
+from fedray.engine.actors import RayActors, first_line, unwrapped
+from fedray.engine.cluster import alone, attached, free_memory, resources
+from fedray.engine.driver import Started, claimed, drive
+from fedray.engine.placement import Kind, Placement, place
+from fedray.errors import Unavailable
+from fedray.experiment import Experiment
+from fedray.track.run import RunFolder
+from fedray.types import Round
+
+
+class Driver:
+    """An actor's body: the server of one run."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.executor = RayActors(placement)
+
+    def rounds(self, experiment: Experiment, built: Built, folder: Path) -> Iterator[Round]:
+        """Run, yielding each committed round."""
+        run = RunFolder.open(folder)
+        with closing(self.executor), claimed(run):
+            self.executor.open(built.setup, run.private_dir)
+            yield from drive(experiment, built, run, self.executor)
+
+
+def remotely(experiment: Experiment, folder: RunFolder, kind: Kind, actors: int | None, cache: Path | None) -> Started:
+    """Place a run on the Ray that this process is attached to, or on a local one of its own."""
+    with ExitStack() as stack:
+        stack.enter_context(attached())
+        total = resources()
+        placement = place(
+            kind,
+            experiment.partition.clients,
+            cpus=total.get("CPU", 1),
+            gpus=total.get("GPU", 0),
+            memory=free_memory() if alone() else None,  # of other nodes nothing is known
+            actors=actors,
+        )
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # the run folder's
+        driver: Any = ray.remote(Driver).options(num_cpus=0, scheduling_strategy=here).remote(placement)
+        stack.callback(_end, driver)
+        with claimed(folder):
+            built = build(experiment, cache=cache)
+        return Started(folder, placement, _listen(driver, experiment, built, folder, stack.pop_all()))
+
+
+def _listen(driver: Any, experiment: Experiment, built: Built, folder: RunFolder, stack: ExitStack) -> Iterator[Round]:
+    with stack:
+        try:
+            for reference in driver.rounds.options(num_returns="streaming").remote(experiment, built, folder.path):
+                yield ray.get(reference)
+        except RayTaskError as error:
+            raise unwrapped(error) from error
+        except RayActorError as error:
+            _left(folder)
+            raise Unavailable(
+                f"the driver of run {folder.run_id} died ({first_line(error)}); finished rounds are kept, "
+                f"go on with: fedray resume {folder.path}"
+            ) from error
+        except (GeneratorExit, KeyboardInterrupt):
+            _end(driver)
+            _left(folder)
+            raise
+
+
+def _end(driver: Any) -> None:
+    if ray.is_initialized():  # a generator may be closed late; asking then would start a new Ray
+        ray.kill(driver)
+
+
+def _left(folder: RunFolder) -> None:
+    """Write into the run's status that its driver is gone; waits until it is."""
+    with claimed(folder):
+        if folder.status["state"] == "running":
+            folder.interrupt()
