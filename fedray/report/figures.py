@@ -221,6 +221,9 @@ def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: st
 
 
 def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:
+    if len(x) == 1 and not style.marker:  # zero-shot has one round, and is a level for all of them
+        axes.axhline(mean[0], color=style.color, linestyle=style.line, label=name)
+        return
     every = max(1, len(x) // 8)  # of many points, some get a marker: a print in grey must do
     axes.plot(x, mean, color=style.color, linestyle=style.line, marker=style.marker, markevery=every, label=name)
     spread = np.nan_to_num(std)

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedray.track.files import Record
 from fedray.track.names import cell, flatten
@@ -17,6 +17,16 @@ DATA_SCHEMA = json.dumps({"mlflow_colspec": [{"name": n, "type": "long"} for n i
 """Columns of partition.parquet."""
 UNTOLD = {"root", "path", "uri", "cache"}
 """Fields of a configuration that say where things lie, not what was run."""
+
+
+class Study(NamedTuple):
+    """What an invocation has to show as a whole."""
+
+    home: Path
+    figures: Path | None
+    tables: Path | None
+    metrics: dict[str, float]
+    note: str
 
 
 def without_secrets(text: str) -> str:

@@ -39,15 +39,6 @@ STATUS = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED", "interru
 log = logging.getLogger("fedray")
 
 
-class Study(NamedTuple):
-    """What an invocation has to show as a whole."""
-
-    home: Path
-    figures: Path | None
-    tables: Path | None
-    metrics: dict[str, float]
-
-
 class Child(NamedTuple):
     """A cell's run in the store, and the (metric, step) that it has."""
 
@@ -60,7 +51,7 @@ class Mlflow:
 
     def __init__(self, uri: str, study: str) -> None:
         """Nothing is imported or opened before the first `sync`."""
-        self._work: Background[Path | Study] = Background(partial(_store, uri, study), name="mlflow")
+        self._work: Background[Path | export.Study] = Background(partial(_store, uri, study), name="mlflow")
 
     def __enter__(self) -> Self:
         return self
@@ -73,10 +64,16 @@ class Mlflow:
         self._work.put(folder.run_id, folder.path)
 
     def log_study(
-        self, home: Path, *, figures: Path | None = None, tables: Path | None = None, metrics: Mapping[str, float] = {}
+        self,
+        home: Path,
+        *,
+        figures: Path | None = None,
+        tables: Path | None = None,
+        metrics: Mapping[str, float] = {},
+        note: str = "",
     ) -> None:
-        """Adds summary figures, tables and numbers to the invocation's run; `home` is the study's folder."""
-        self._work.put("summary", Study(home, figures, tables, dict(metrics)))
+        """Adds figures, tables, numbers and a note (Markdown) to the invocation's run; `home` is the study's folder."""
+        self._work.put("summary", export.Study(home, figures, tables, dict(metrics), note))
 
     def close(self, timeout: float = 120.0) -> list[str]:
         """Sends what is left, ends the invocation's run, and returns (and warns of) the runs not fully sent.
@@ -93,7 +90,7 @@ class Mlflow:
 
 
 @contextmanager
-def _store(uri: str, study: str) -> Iterator[Callable[[Path | Study], None]]:
+def _store(uri: str, study: str) -> Iterator[Callable[[Path | export.Study], None]]:
     store = _Store(uri, study)
     try:
         yield store.send
@@ -123,7 +120,7 @@ class _Store:
             return str(found.experiment_id)
         place = stores.artifact_place(self._uri, self._study)
         try:
-            return str(self._client.create_experiment(name, artifact_location=place))
+            return str(self._client.create_experiment(name, artifact_location=place, tags=stores.EXPERIMENT))
         except Exception:  # another process was quicker, on a server
             if found := self._client.get_experiment_by_name(name):
                 return str(found.experiment_id)
@@ -177,9 +174,9 @@ class _Store:
             return None
         return run if run.info.lifecycle_stage == "active" else None
 
-    def send(self, item: Path | Study) -> None:
+    def send(self, item: Path | export.Study) -> None:
         """Brings one run folder, or the invocation's run, up to date."""
-        if isinstance(item, Study):
+        if isinstance(item, export.Study):
             self._send_study(item)
             return
         folder = RunFolder(item)
@@ -276,7 +273,7 @@ class _Store:
         self._client.log_inputs(child.run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "train")])])
         self._client.set_tag(child.run_id, "fedray.partition", digest)
 
-    def _send_study(self, study: Study) -> None:
+    def _send_study(self, study: export.Study) -> None:
         from mlflow.entities import Metric
 
         run_id = self.parent(study.home)
@@ -286,6 +283,8 @@ class _Store:
         metrics = [Metric(key, value, now, 0) for key, value in changed.items() if math.isfinite(value)]
         if metrics:
             self._client.log_batch(run_id, metrics=metrics)
+        if study.note:
+            self._client.set_tag(run_id, "mlflow.note.content", study.note)
         for name, folder in (("figures", study.figures), ("tables", study.tables)):
             for path in export.inside(folder) if folder else ():
                 self._upload(run_id, path, Path(name) / path.relative_to(folder or path))

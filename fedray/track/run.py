@@ -56,8 +56,6 @@ class RunFolder:
         self._rows: list[files.Record] = []  # the committed ones, for the Parquet files
         self._tabled = 0  # rows in the Parquet files
 
-    # ---- making and finding ----
-
     @classmethod
     def create(
         cls, root: Path, study: str, run_id: str, config: Mapping[str, Any], *, env: Mapping[str, Any] | None = None
@@ -99,8 +97,6 @@ class RunFolder:
             if entry.is_symlink():
                 raise BadInput(f"{entry} is a symlink; a run folder holds none, so put the real file there")
         return cls(path)
-
-    # ---- what is known without reading rows ----
 
     @property
     def study(self) -> str:
@@ -144,7 +140,9 @@ class RunFolder:
         kept = {key: value for key, value in status.items() if value is not None or key == "rounds"}
         files.replace(self.path / "status.json", files.to_json(kept))
 
-    # ---- writing ----
+    def begin(self) -> None:
+        """Says that the first round starts now: a folder may have waited for its turn."""
+        self._set(state="running", started=layout.now())
 
     def commit(self, done: Round, rows: Iterable[Row], private: Mapping[int, tuple[int, str]]) -> None:
         """Makes a finished round durable: killed at any point, `latest` finds this round or the one before.
@@ -215,8 +213,6 @@ class RunFolder:
         files.sync_folder(self.path)
         self._set(files=sums, **fields)
 
-    # ---- resuming ----
-
     def latest(self) -> tuple[Round, checkpoint.Private] | None:
         """The newest intact checkpoint and its private states' (version, SHA-256); None when there is none yet.
 
@@ -241,8 +237,6 @@ class RunFolder:
                 f"run {self.run_id} has no intact checkpoint ({'; '.join(damaged)}); delete {self.path} to start anew"
             )
         return None
-
-    # ---- reading ----
 
     def rows(self, *, client: int | None = None) -> list[Row]:
         """The committed rows; `client` picks one (GLOBAL: the rows of rounds)."""
