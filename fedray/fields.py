@@ -1,0 +1,128 @@
+"""Every field of an experiment: default, rule and meaning, read from the dataclasses themselves; and who set it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from fedray import recipe
+from fedray.console import columns, say, tell
+from fedray.data.partition import Dirichlet, Iid
+from fedray.experiment import Experiment, as_dict, flatten
+from fedray.flags import Request
+from fedray.track.export import without_secrets
+
+if TYPE_CHECKING:
+    from fedray.study import Where
+
+KINDS = {"partition": (Dirichlet, Iid)}
+"""Fields that hold one of several dataclasses; the default one comes first."""
+
+
+class Leaf(NamedTuple):
+    """A field that holds one value."""
+
+    path: str
+    default: object
+    rule: str
+    note: str
+
+
+def leaves(cls: type = Experiment, prefix: str = "") -> Iterator[Leaf]:
+    """The fields of a configuration dataclass, with those of the dataclasses in it, in order."""
+    notes = _notes(cls)
+    annotations = _infos(cls)
+    for field in fields(cls):
+        path, info = f"{prefix}{field.name}", annotations[field.name]
+        default = None if info.default is MISSING else info.default
+        if path in KINDS:
+            names = [_infos(kind)["kind"].default for kind in KINDS[path]]
+            yield Leaf(path, names[0], " | ".join(names), "who holds which image")
+            yield from (leaf for leaf in leaves(KINDS[path][0], f"{path}.") if leaf.path != f"{path}.kind")
+        elif isinstance(default, recipe.Recipe):
+            yield Leaf(path, default.name, "a method's name, or a .py file", "its options: --method.<option>")
+        elif is_dataclass(default):
+            yield from leaves(type(default), f"{path}.")
+        else:
+            yield Leaf(path, default, _rule(info.annotation, info.metadata), notes.get(field.name, ""))
+
+
+def _rule(annotation: Any, metadata: Any = ()) -> str:
+    """``>= 1``, ``fp32 | bf16``, or the kind of value."""
+    parts = [*_bounds(metadata)]
+    kinds: list[str] = []
+    for piece in _flat(annotation):
+        if get_origin(piece) is Literal:
+            kinds += [str(value) for value in get_args(piece)]
+        elif get_origin(piece) is Annotated:
+            inner, *more = get_args(piece)
+            parts += _bounds([m for extra in more for m in (getattr(extra, "metadata", None) or [extra])])
+            kinds.append(_kind(inner))
+        else:
+            kinds.append(_kind(piece))
+    return " ".join([" | ".join(kinds), ", ".join(parts)]).strip()
+
+
+def _flat(annotation: Any) -> tuple[Any, ...]:
+    union = get_origin(annotation) is Union or type(annotation).__name__ == "UnionType"
+    return get_args(annotation) if union else (annotation,)
+
+
+def _kind(piece: Any) -> str:
+    return {int: "int", float: "float", str: "text", bool: "true | false", type(None): "none"}.get(piece, str(piece))
+
+
+def _bounds(metadata: Any) -> Iterator[str]:
+    for bound in metadata:
+        for name, sign in {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}.items():
+            if (limit := getattr(bound, name, None)) is not None:
+                yield f"{sign} {limit:g}"
+
+
+def _notes(cls: type) -> dict[str, str]:
+    """The comment behind each field."""
+    found = re.findall(r"^    (\w+):[^\n#]*#\s*([^\n]+)$", inspect.getsource(cls), flags=re.MULTILINE)
+    return dict(found)
+
+
+def _infos(cls: type) -> dict[str, Any]:
+    """Pydantic's view of a dataclass's fields: annotation, bounds, default."""
+    return dict(vars(cls)["__pydantic_fields__"])
+
+
+def handbook() -> str:
+    """The tables that `fedray run --help` ends with: fields, then methods."""
+    header = ("field", "default", "rule", "")
+    table = columns(header, [(f"--{x.path}", x.default, x.rule, x.note) for x in leaves()])
+    methods = columns(("method", ""), [(name, recipe.summary(file)) for name, file in recipe.known().items()])
+    return f"fields of an experiment\n{table}\n\n{methods}"
+
+
+def show_config(request: Request, at: Where) -> int:
+    """Print each field with its value and where it was said: a YAML file that --config takes."""
+    values: dict[str, Any] = flatten(as_dict(request.base)) | request.axes
+    sources = {path: _source(path, request.where) for path in values}
+    if at.json:
+        tell("config", fields={p: {"value": value, "source": sources[p]} for p, value in values.items()})
+        return 0
+    opened: list[str] = []
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        for depth, name in enumerate(parents):
+            if opened[: depth + 1] != parents[: depth + 1]:
+                opened = parents[: depth + 1]
+                say(f"{'  ' * depth}{name}:")
+        opened = parents
+        say(f"{'  ' * len(parents)}{leaf}: {json.dumps(value)}  # {sources[path]}")
+    say(f"# runs: {at.root}  ({at.decided['runs']})")
+    say(f"# mlflow: {without_secrets(at.store)}  ({at.decided['mlflow']})")
+    return 0
+
+
+def _source(path: str, where: dict[str, str]) -> str:
+    short = {"method.name": "method", "partition.kind": "partition"}.get(path, path)
+    return where.get(short, "default")

@@ -1,0 +1,53 @@
+"""`fedray ls`: runs, studies, methods and data sets, without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from fedray import console, recipe
+from fedray.data import sources
+from fedray.track.run import runs
+
+What: TypeAlias = Literal["runs", "studies", "methods", "data"]
+
+
+def ls(what: What, root: Path, *, json: bool) -> int:
+    """Print a table; an empty one says how to fill it."""
+    header, rows = {"runs": _runs, "studies": _studies, "methods": _methods, "data": _data}[what](root)
+    if json:
+        for row in rows:
+            console.tell(what, **dict(zip(header, row, strict=True)))
+    elif rows:
+        console.say(console.columns(header, rows))
+    else:
+        console.say(f"nothing below {root} yet; make some with: fedray demo --runs {root}")
+    return 0
+
+
+def _runs(root: Path) -> tuple[Sequence[str], list[list[Any]]]:
+    rows = []
+    for folder in runs(root):
+        status = folder.status
+        progress = f"{status.get('round', 0)}/{status.get('rounds') or '?'}"
+        what = str(status.get("error", ""))
+        rows.append([folder.study, folder.run_id, status["state"], progress, str(status.get("updated"))[:19], what])
+    return ("study", "run", "state", "round", "updated (UTC)", "error"), rows
+
+
+def _studies(root: Path) -> tuple[Sequence[str], list[list[Any]]]:
+    found: dict[str, list[str]] = {}
+    for folder in runs(root):
+        found.setdefault(folder.study, []).append(folder.status["state"])
+    rows = [[study, len(states), states.count("done"), states.count("failed")] for study, states in found.items()]
+    return ("study", "runs", "done", "failed"), rows
+
+
+def _methods(_: Path) -> tuple[Sequence[str], list[list[Any]]]:
+    return ("method", "what it is"), [[name, recipe.summary(file)] for name, file in recipe.known().items()]
+
+
+def _data(_: Path) -> tuple[Sequence[str], list[list[Any]]]:
+    docs = {name: (sources.find(name).__doc__ or "").partition("\n")[0] for name in sources.names()}
+    return ("data", "what it is"), [[name, doc] for name, doc in docs.items()]

@@ -1,0 +1,122 @@
+"""What a run or a sweep tells while it goes on: the plan first, then rounds or cells, then the table and what is next.
+
+Every function takes `json`: an object per line for programs, or a line for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedray import console
+from fedray.console import say, tell
+from fedray.experiment import Experiment
+
+if TYPE_CHECKING:
+    from fedray.engine.placement import Placement
+    from fedray.outcome import Outcome
+    from fedray.track.run import RunFolder
+    from fedray.types import Round
+
+
+def plan(cells: Sequence[Experiment], done: int, rounds: int, home: Path, how: str, *, json: bool) -> None:
+    """The first output: how many cells, what is done already, where and how the rest will run.
+
+    Args:
+        cells: all of them.
+        done: number of cells that are finished.
+        rounds: number of rounds that unfinished cells have behind them.
+        home: folder of the results.
+        how: the placement, in words.
+        json: for programs.
+    """
+    total = sum(cell.rounds for cell in cells)
+    if json:
+        tell("plan", cells=len(cells), done=done, rounds=total, rounds_done=rounds, path=home, placement=how)
+        return
+    what = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+    past = "already done" if done == len(cells) else f"{done} already done" if done else f"{total} rounds"
+    past += f", {rounds} of them behind" if rounds and not done else ""
+    say(f"plan · {what} · {past} · {how} · {home}")
+    shown = [console.describe(cell) for cell in cells[:4]]
+    say(f"cells · {'; '.join(shown)}{'; ...' if len(cells) > 4 else ''}")
+
+
+def placement(chosen: Placement, *, json: bool) -> None:
+    """Where the clients are, and why."""
+    if json:
+        tell("placement", kind=chosen.kind, hosts=len(chosen.hosts), reason=chosen.reason)
+    else:
+        say(f"placement · {chosen.kind}: {chosen.reason}")
+
+
+def one_round(done: Round, rounds: int, metrics: dict[str, float], *, json: bool) -> None:
+    """A finished round."""
+    if json:
+        tell("round", round=done.round, rounds=rounds, cohort=done.cohort, metrics=metrics)
+    else:
+        say(console.round_line(done.round, rounds, len(done.cohort), metrics))
+
+
+@contextmanager
+def board(cells: Sequence[Experiment], *, json: bool) -> Iterator[Callable[..., None]]:
+    """Yield ``show(cell, round, metrics, done, error)``."""
+    titles = [console.describe(cell) for cell in cells]
+    if not json:
+        with console.live(titles, [cell.rounds for cell in cells]) as show:
+            yield show
+        return
+
+    def line(cell: int, round: int, metrics: dict[str, float], done: bool, error: str = "") -> None:
+        tell("cell", cell=cell, title=titles[cell], round=round, metrics=metrics, done=done, error=error)
+
+    yield line
+
+
+def end(
+    folders: Sequence[RunFolder],
+    home: Path,
+    following: Sequence[str],
+    *,
+    json: bool,
+    axes: Sequence[str] = (),
+    x: str | None = None,
+    failed: int = 0,
+) -> Outcome:
+    """Make the final table and the figures, show the table, then the paths and the next commands.
+
+    Args:
+        folders: the runs; those not finished are left out.
+        home: folder of the results.
+        following: commands to go on with.
+        json: for programs.
+        axes: fields that differ between the runs, by dotted path.
+        x: the field to draw accuracy against; None: alpha, or the one further axis.
+        failed: number of cells that failed.
+
+    Returns:
+        What was made.
+    """
+    from fedray.outcome import outcome  # pandas is slow to import
+
+    made = outcome(folders, home, axes=axes, x=x, draw=len(folders) > 1)
+    if json:
+        rows = [] if made.table is None else made.table.to_dict("records")
+        tell("end", path=home, failed=failed, results=rows, files=made.saved)
+        return made
+    if made.table is not None:
+        from rich.console import Console
+
+        from fedray.report import tables
+
+        for sheet in made.sheets:
+            tables.show(sheet, Console(markup=False, highlight=False))
+    say(f"results · {home}")
+    for name, paths in groupby(made.saved, key=lambda path: path.with_suffix("")):
+        say(f"saved · {name}{{{','.join(path.suffix for path in paths)}}}")
+    for command in following:
+        say(f"next · {command}")
+    return made

@@ -1,0 +1,116 @@
+"""What a study comes to: one table and a few figures from its run folders, saved in its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from fedray.report import tables
+from fedray.track.names import cell
+from fedray.track.run import RunFolder
+
+COORDINATES = ("method", "data.name", "partition", "partition.alpha", "seed")
+"""Fields that every table has a place for."""
+SCORES = ("acc_local", "acc_global")
+
+
+class Outcome(NamedTuple):
+    """A table (None: no run is done) and the files made."""
+
+    table: pd.DataFrame | None
+    saved: list[Path]
+    sheets: list[tables.Sheet]  # the table as printed: one per score with the setting across, or one long one
+
+    @property
+    def markdown(self) -> str:
+        """The printed tables in Markdown."""
+        return "\n".join(map(tables.markdown, self.sheets))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means by method, ``final/acc_local/fedotp``: over whatever else the table's rows tell apart."""
+        if self.table is None:
+            return {}
+        scores = [name for name in SCORES if name in self.table.columns]
+        means = self.table.groupby("method")[scores].mean()
+        return {
+            f"final/{score}/{method.lower()}": float(means.loc[method, score])
+            for method in means.index
+            for score in scores
+        }
+
+
+def outcome(
+    folders: Sequence[RunFolder],
+    home: Path,
+    *,
+    axes: Sequence[str] = (),
+    x: str | None = None,
+    draw: bool = False,
+) -> Outcome:
+    """Mean and std over seeds of the finished runs, as table and figures in ``home/tables`` and ``home/figures``.
+
+    Args:
+        folders: runs; those not finished are left out.
+        home: the study's folder.
+        axes: fields that differ between the runs, by dotted path.
+        x: the field to draw accuracy against; None: alpha where there are several, else the one further axis.
+        draw: make figures too: accuracy over rounds, over `x`, and the first partition.
+
+    Raises:
+        Unavailable: `home` can't be written.
+    """
+    more = [path for path in axes if path not in COORDINATES]
+    frame = tables.cells(folders, fields=more)
+    metrics = [name for name in SCORES if frame[name].notna().any()]
+    if not metrics:
+        return Outcome(None, [], [])
+    table = tables.summary(frame, by=["method", "data", "alpha", *more], metrics=metrics)
+    saved = tables.save(table, tables.sheet(table), _made(home / "tables"), "summary")
+    column = {"partition.alpha": "alpha", "partition.clients": "clients"}.get(x or "", x)
+    sheets = _sheets(table, metrics, column or "alpha")
+    if len(sheets) > 1:
+        for metric, sheet in zip(metrics, sheets, strict=True):
+            saved += tables.save(table, sheet, home / "tables", f"{metric}-{column or 'alpha'}")
+    if draw:
+        saved += _figures([folder for folder in folders if folder.status["state"] == "done"], home, more, column)
+    return Outcome(table, saved, sheets)
+
+
+def _sheets(table: pd.DataFrame, metrics: Sequence[str], across: str) -> list[tables.Sheet]:
+    """Papers print methods down and the setting across; that needs one row per method and value."""
+    if across not in table or table[across].nunique() < 2 or table.duplicated(["method", across]).any():
+        return [tables.sheet(table)]
+    sheets = []
+    for metric in metrics:
+        grid = tables.grid(table, metric=metric, columns=across)
+        header = (tables.TITLES[metric], *(f"{across} {title}" for title in grid.header[1:]))
+        sheets.append(grid._replace(header=header))
+    return sheets
+
+
+def _figures(done: Sequence[RunFolder], home: Path, more: Sequence[str], x: str | None) -> list[Path]:
+    from fedray.report import figures
+
+    frame, into = tables.cells(done, fields=more), _made(home / "figures")
+    drawn = {}
+    if not more:  # runs that differ in other fields too don't belong in one curve
+        alphas = {folder: cell(folder.config).alpha for folder in done}
+        for alpha in dict.fromkeys(alphas.values()):
+            name = "rounds" if len(set(alphas.values())) == 1 else f"rounds-alpha-{alpha:g}" if alpha else "rounds-iid"
+            drawn[name] = figures.rounds_curve([folder for folder in done if alphas[folder] == alpha])
+    x = x or ("alpha" if frame["alpha"].nunique() > 1 else more[0] if more else None)
+    if x and x in frame and not set(more) - {x} and pd.api.types.is_numeric_dtype(frame[x]) and frame[x].nunique() > 1:
+        for metric in (name for name in SCORES if frame[name].notna().any()):
+            drawn[f"{metric}-{x}"] = figures.curve(frame, x=x, y=metric)
+    if done[0].partition_path.exists():
+        drawn["partition"] = figures.partition_bubbles(done[0].partition_path, note=cell(done[0].config).title)
+    return [path for name, drawing in drawn.items() for path in figures.save(drawing, into, name)]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

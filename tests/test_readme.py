@@ -1,0 +1,79 @@
+"""The README can't rot: its Python runs, its commands exist, and what it lists is what there is."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fedray import recipe
+from fedray.cli import COMMANDS, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = (line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines())
+    return [line for line in lines if line.startswith("fedray ")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the README's files in it."""
+    for block in blocks("python"):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (tmp_path / name[1]).write_text(block)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(blocks("python")) == 2
+    assert len(commands()) >= 6
+
+
+def test_first_snippet_runs_as_it_stands(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippet = next(block for block in blocks("python") if not block.startswith("# "))
+    assert len(snippet.strip().splitlines()) <= 12
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["1", "2", "3", "results"]
+
+
+def test_own_method_trains(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--clip.name", "tiny", "--rounds", "1", "--partition.clients", "2", "--placement", "inline"]
+    assert main(["run", "--method", "mine.py", "--method.n_ctx", "2", *tiny, "--mlflow", "off"]) == 0
+    assert "mine on digits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command_parses(line: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(line)[1:]
+    assert words[0] in COMMANDS
+    if words[0] in ("run", "sweep"):
+        assert main([*words, "--print-config"]) == 0, capsys.readouterr().err
+    else:
+        assert main([words[0], "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_setup_commands_are_the_ones_promised() -> None:
+    start = "python -m venv .venv && . .venv/bin/activate && pip install -e "
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python")]
+    assert lines == [f"{start}. && python studies/alpha_sweep.py", f'{start}".[test]" && pytest']
+
+
+def test_every_method_is_in_the_table() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", README, flags=re.MULTILINE)
+    assert sorted(listed) == sorted(recipe.known())
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    assert re.findall(r"^\| ([\d, ]+) \|", README, flags=re.MULTILINE) == ["0", "2", "3", "4", "130, 143"]
