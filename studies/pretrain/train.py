@@ -3,8 +3,8 @@
 Question    can a CLIP of 1.7 M parameters, pretrained in half an hour on rendered glyphs, pictographs, garments and
             textures, recognise real images (handwritten digits, clothes) well above chance, and far from perfectly, so
             that prompts have something to learn?
-Command     python studies/pretrain.py --out fedray/assets          (about 35 minutes of one core)
-            python studies/pretrain.py --steps 40 --out /tmp/clip   (does it run?)
+Command     python studies/pretrain/train.py --out fedray/assets      (about 35 minutes of one core)
+            python studies/pretrain/train.py --steps 3 --out clip     (does it run?)
 Fonts       what is installed: the more, the better the digits. Used: the packages fonts-freefont-ttf, fonts-liberation,
             fonts-dejavu, fonts-symbola (pictographs), and some fifty text and handwriting families. Other fonts make
             another model.
@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pretrain_world as world
 import torch
 import torch.nn.functional as F
 import tyro
+import world
 from open_clip import SimpleTokenizer
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
@@ -44,6 +44,7 @@ SHOULD_READ = (  # words that tasks and templates use, whether or not a caption 
     *"zero one two three four five six seven eight nine t-shirt trouser pullover dress coat".split(),
     *"sandal shirt sneaker bag boot ankle digit number letter inverted noisy rotated photo a of the in".split(),
     *"video game art itap bad small large big good X x . , ! - and with on".split(),
+    *"blurry low resolution upside down shoe shoes clothing clothes image item both".split(),
     "a photo of the digit zero.",
     "a origami bag.",
     *"abcdefghijklmnopqrstuvwxyz0123456789",
@@ -117,8 +118,8 @@ def zero_shot(model: CLIP, words: Words) -> str:
             source = make()
         except Unavailable:
             continue
-        images = torch.from_numpy(source.test.images[:2000]).permute(0, 3, 1, 2) / 127.5 - 1
-        labels = torch.from_numpy(source.test.labels[:2000])
+        images = torch.from_numpy(source.test.images[:2000].copy()).permute(0, 3, 1, 2) / 127.5 - 1
+        labels = torch.from_numpy(source.test.labels[:2000].copy())
         text = encode_text(model, words([source.templates[0].format(name) for name in source.names]))
         right = [(f @ text.T).argmax(1).eq(labels).float().mean().item() for f in encode_image(model, images)]
         told.append(f"{source.name} {100 * right[0]:.1f} (patches {100 * right[1]:.1f}, n {len(labels)})")
@@ -172,7 +173,7 @@ def export(model: CLIP, words: Words, out: Path) -> None:
         **PIXELS,
         "unknown": words.unknown,
         "sha256": hashlib.sha256(data).hexdigest(),
-        "provenance": "pretrained by studies/pretrain.py on rendered pictures with captions; it saw no real image",
+        "provenance": "made by studies/pretrain/train.py from rendered pictures with captions; it saw no real image",
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "embedded.safetensors").write_bytes(data)
