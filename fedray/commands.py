@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,9 +47,10 @@ def run(experiment: Experiment, at: Where, study: str) -> int:
         started = driver.run(experiment, study=study, runs=at.root, placement=at.placement, actors=at.actors)
         news.placement(started.placement, json=at.json)
         try:
-            for round in started.rounds:
-                news.one_round(round, experiment.rounds, driver.summary(round), json=at.json)
-                store.sync(folder)
+            with closing(started.rounds) as rounds:  # ends the driver before Ray, also on Ctrl-C
+                for round in rounds:
+                    news.one_round(round, experiment.rounds, driver.summary(round), json=at.json)
+                    store.sync(folder)
         finally:
             store.sync(folder)
     news.end([folder], folder.path, following(at, study), json=at.json)

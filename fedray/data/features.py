@@ -264,7 +264,10 @@ def _map(path: Path, sha256: str) -> dict[str, list[NDArray[Any]]]:
 
 
 def _view(column: Any, shape: Sequence[int]) -> NDArray[Any]:
-    values: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=True)
+    """A view of a column's bytes; pyarrow's own conversion would import pandas in every actor."""
+    flat = column.flatten()
+    kind = np.dtype({"float": "float32"}.get(str(flat.type), str(flat.type)))
+    values = np.frombuffer(flat.buffers()[1], kind, count=len(flat), offset=flat.offset * kind.itemsize)
     return values.reshape(-1, *shape)
 
 

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -28,12 +28,16 @@ LOCK_S = 10.0
 """Seconds to wait for a run's lock: a driver that has just been killed may take a moment to be gone."""
 
 
+Rounds: TypeAlias = Generator[Round, None, None]
+"""Closing it ends the run cleanly; iterating again later goes on."""
+
+
 class Started(NamedTuple):
     """A run under way: iterate over `rounds` to let it go on."""
 
     folder: RunFolder
     placement: Placement
-    rounds: Iterator[Round]
+    rounds: Rounds
 
 
 def open_folder(experiment: Experiment, *, study: str, runs: Path) -> RunFolder:
@@ -65,7 +69,7 @@ def claimed(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def drive(experiment: Experiment, built: Built, folder: RunFolder, executor: Executor) -> Iterator[Round]:
+def drive(experiment: Experiment, built: Built, folder: RunFolder, executor: Executor) -> Rounds:
     """Run what is left of an experiment, one committed round after the other; the caller has `claimed` the folder.
 
     Killed at any point and driven again, it ends with the same bytes: a round counts once its checkpoint is complete,
@@ -124,7 +128,7 @@ def run(
     chosen = place(placement, clients, cpus=1, actors=actors)  # a mistake is told before anything is made
     folder = open_folder(experiment, study=study, runs=Path(runs))
     if folder.status["state"] == "done":
-        return Started(folder, chosen, iter(()))
+        return Started(folder, chosen, _nothing())
     if placement == "inline":
         return Started(folder, chosen, inline(experiment, folder, cache))
     from fedray.engine.remote import remotely  # ray only where it is used
@@ -132,7 +136,7 @@ def run(
     return remotely(experiment, folder, placement, actors, cache)
 
 
-def inline(experiment: Experiment, folder: RunFolder, cache: Path | None) -> Iterator[Round]:
+def inline(experiment: Experiment, folder: RunFolder, cache: Path | None) -> Rounds:
     """Run in this process, on its GPU if it has one."""
     import torch
 
@@ -156,3 +160,7 @@ def _same_partition(folder: RunFolder, built: Built) -> None:
 def summary(done: Round) -> dict[str, float]:
     """The numbers of a round that belong to no client, by metric."""
     return {row.metric: row.value for row in done.rows if row.client == GLOBAL}
+
+
+def _nothing() -> Rounds:
+    yield from ()

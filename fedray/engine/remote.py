@@ -5,7 +5,6 @@ Building here, while the actors start, spares the driver's process open_clip and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedray.build import Built, build
 from fedray.engine.actors import RayActors, first_line, unwrapped
 from fedray.engine.cluster import alone, attached, free_memory, resources
-from fedray.engine.driver import Started, claimed, drive
+from fedray.engine.driver import Rounds, Started, claimed, drive
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import Unavailable
 from fedray.experiment import Experiment
 from fedray.track.run import RunFolder
-from fedray.types import Round
 
 
 class Driver:
@@ -31,7 +29,7 @@ class Driver:
     def __init__(self, placement: Placement) -> None:
         self.executor = RayActors(placement)
 
-    def rounds(self, experiment: Experiment, built: Built, folder: Path) -> Iterator[Round]:
+    def rounds(self, experiment: Experiment, built: Built, folder: Path) -> Rounds:
         """Run, yielding each committed round."""
         run = RunFolder.open(folder)
         with closing(self.executor), claimed(run):
@@ -60,7 +58,7 @@ def remotely(experiment: Experiment, folder: RunFolder, kind: Kind, actors: int 
         return Started(folder, placement, _listen(driver, experiment, built, folder, stack.pop_all()))
 
 
-def _listen(driver: Any, experiment: Experiment, built: Built, folder: RunFolder, stack: ExitStack) -> Iterator[Round]:
+def _listen(driver: Any, experiment: Experiment, built: Built, folder: RunFolder, stack: ExitStack) -> Rounds:
     with stack:
         try:
             for reference in driver.rounds.options(num_returns="streaming").remote(experiment, built, folder.path):

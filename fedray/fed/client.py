@@ -87,12 +87,14 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     sums: dict[str, float] = {}
     steps = 0
     if learnable:  # zero-shot has nothing to train
-        optimiser = setup.local.optimiser(learnable, setup.local.rate(job.round, setup.rounds))
+        momenta: list[Tensor | None] = [None] * len(learnable)
+        lr = setup.local.rate(job.round, setup.rounds)
         for _ in range(setup.local.epochs):
             for batch in _batches(draw.permutation(shard), setup.local.batch):
                 with _located(job, method):
                     terms = method.terms(given, _images(world, setup.train, batch), _labels(world, setup.train, batch))
-                _step(optimiser, terms, job, setup.local.lr)
+                gradients = torch.autograd.grad(_sum(terms, job, lr), learnable, allow_unused=True)
+                setup.local.step(learnable, gradients, momenta, lr)
                 steps += 1
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
@@ -116,16 +118,14 @@ def _located(job: Job, method: PromptMethod) -> Iterator[None]:
         raise Diverged(f"{who}: {', '.join(broken)} not finite ({error}); lower local.lr") from None
 
 
-def _step(optimiser: torch.optim.Optimizer, terms: dict[str, Tensor], job: Job, lr: float) -> None:
+def _sum(terms: dict[str, Tensor], job: Job, lr: float) -> Tensor:
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
         values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
         raise Diverged(
             f"round {job.round}, client {job.client}: the loss is not finite ({values}); lower local.lr (now {lr:g})"
         )
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
+    return loss
 
 
 @torch.no_grad()

@@ -1,13 +1,13 @@
 """How a client trains between two messages: plain SGD, made afresh at each visit.
 
-A fresh optimiser per local training is deliberate. Public code of this field builds one optimiser for all clients, so
+A fresh momentum per local training is deliberate. Public code of this field builds one optimiser for all clients, so
 that the momentum of one moves the next one's prompt; that would make results depend on the order of clients.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ConfigDict, Field
@@ -34,8 +34,36 @@ class Local:
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * (round - 1) / rounds))
 
-    def optimiser(self, parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """A fresh optimiser: nothing of an earlier visit or of another client is in it."""
-        import torch
+    def step(
+        self,
+        parameters: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+        momenta: list[torch.Tensor | None],
+        lr: float,
+    ) -> None:
+        """One step of SGD in place; parameters without a gradient rest.
 
-        return torch.optim.SGD(parameters, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        `momenta` starts as ``[None] * len(parameters)``: a visit's whole optimiser state, so nothing of an earlier
+        visit or of another client can be in it. torch's own arithmetic, without the optimiser object: building one
+        imports torch's compiler, which costs every actor more than its training here.
+        """
+        import torch
+        from torch.optim.sgd import sgd
+
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        buffers = [momenta[i] for i in used]
+        with torch.no_grad():
+            sgd(
+                [parameters[i] for i in used],
+                [gradient for gradient in gradients if gradient is not None],
+                buffers,
+                weight_decay=self.weight_decay,
+                momentum=self.momentum,
+                lr=lr,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                foreach=False,
+            )
+        for i, buffer in zip(used, buffers, strict=True):
+            momenta[i] = buffer

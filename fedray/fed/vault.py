@@ -30,7 +30,7 @@ class Vault:
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.kept: dict[tuple[int, int], bytes] = {}
-        self.unsynced: set[Path] = set()
+        self.synced: set[Path] = set()
         self.saved: list[int] = []
         if folder is not None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -56,27 +56,24 @@ class Vault:
             self.kept[client, round] = data
             return
         path = _file(self.folder, client, round)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # a dying process and its successor may both write
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             partial.write_bytes(data)
             partial.replace(path)
         except OSError as error:
             raise Unavailable(f"can't write {path}: {error.strerror}; free space or choose another --runs") from error
-        self.unsynced.add(path)
+        self.synced.discard(path)
 
     def save(self, round: int, clients: list[int]) -> Versions:
         """Make everything up to `round` durable, drop what two checkpoints no longer need, and name what is held."""
-        for path in self.unsynced:
-            _sync(path)
-            _sync(path.parent)
-        self.unsynced.clear()
-        self.saved = [*self.saved, round][-2:]
+        self.saved = [*(self.saved or [round - 1]), round][-2:]  # a process that took over knows of one only
         manifest: Versions = {}
         for client in clients:
             versions = [r for r in self.versions(client) if r <= round]
             if not versions:
                 continue
+            self._sync(client, versions[-1])
             manifest[client] = versions[-1], hashlib.sha256(self._read(client, versions[-1])).hexdigest()
             needed = [r for r in versions if r <= self.saved[0]][-1:]
             for old in versions:
@@ -121,12 +118,19 @@ class Vault:
             raise Unavailable(f"private state {path} is damaged; resume from an older checkpoint") from None
         return data
 
+    def _sync(self, client: int, round: int) -> None:
+        """Also what a predecessor of this process wrote: nobody knows whether it got round to it."""
+        if self.folder is not None and (path := _file(self.folder, client, round)) not in self.synced:
+            _sync(path)
+            _sync(path.parent)
+            self.synced.add(path)
+
     def _drop(self, client: int, round: int) -> None:
         self.kept.pop((client, round), None)
         if self.folder is not None:
             path = _file(self.folder, client, round)
             path.unlink(missing_ok=True)
-            self.unsynced.discard(path)
+            self.synced.discard(path)
 
 
 def _file(folder: Path, client: int, round: int) -> Path:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fedray.fed.client import Clients, Diverged, fit, open_world, score, threads
+from fedray.fed.local import Local
 from fedray.method import split
 from fedray.types import GLOBAL, Job
 
@@ -124,3 +125,20 @@ def test_threads_are_given_back():
     with threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_the_step_is_torchs_own_sgd_to_the_bit():
+    local = Local(lr=0.1, momentum=0.9, weight_decay=0.01)
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.randn(3, 4, generator=generator), torch.randn(5, generator=generator)]
+    theirs = [torch.nn.Parameter(p.clone()) for p in ours]
+    optimiser = torch.optim.SGD(theirs, lr=0.1, momentum=0.9, weight_decay=0.01, foreach=False)
+    momenta = [None, None]
+    for step in range(5):
+        gradients = [torch.randn(p.shape, generator=generator) for p in ours]
+        gradients[1] = None if step == 2 else gradients[1]
+        for p, g in zip(theirs, gradients, strict=True):
+            p.grad = g
+        optimiser.step()
+        local.step(ours, gradients, momenta, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
