@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,7 +21,8 @@ from fedray import __version__, commands, console, listing, study
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput, did_you_mean
 from fedray.fields import handbook, show_config
-from fedray.flags import resolve
+from fedray.flags import one_line, resolve
+from fedray.where import Where
 
 Runs: TypeAlias = Annotated[Path | None, arg(metavar="DIR", help="root of the run folders ($FEDRAY_RUNS, else runs)")]
 Store: TypeAlias = Annotated[
@@ -178,8 +178,8 @@ def _only_options(args: Sequence[str]) -> None:
 
 
 def _do(command: Any, rest: list[str]) -> int:
-    known = {field.name for field in fields(study.Where)}
-    at = study.Where(**{name: value for name, value in vars(command).items() if name in known})
+    known = {field.name for field in fields(Where)}
+    at = Where(**{name: value for name, value in vars(command).items() if name in known})
     match command:
         case Run() | Sweep():
             options = [field.name for field in fields(command)]
@@ -224,17 +224,8 @@ def _tyro(args: Sequence[str]) -> tuple[Any, list[str]]:
     except SystemExit as stop:
         if not stop.code:
             return None, []
-        raise BadInput(one_line(caught.getvalue(), args[0])) from None
+        raise BadInput(one_line(caught.getvalue(), f"fedray {args[0]} --help")) from None
     return parsed
-
-
-def one_line(box: str, command: str) -> str:
-    """The sentence in one of tyro's boxes: what stands between its first two rules, drawn in Unicode or in ASCII."""
-    parts = re.split("[─-]{3,}", re.sub("[╭╮╰╯│\n]", " ", box))
-    body = " ".join(parts[min(1, len(parts) - 1)].split())
-    if found := re.match(r"Error parsing (--\S+): .*?from \['(.*?)'\]", body):
-        body = f"{found[1]} can't be {found[2]!r}"
-    return f"{body.rstrip('.')}; see fedray {command} --help"
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from fedray import news
 from fedray.engine.cluster import attached
 from fedray.errors import BadInput
 from fedray.experiment import Experiment, as_dict, from_dict
-from fedray.study import Failed, Where, following, mirrored, possible, resumable
+from fedray.study import Failed, possible, resumable
 from fedray.track import layout
 from fedray.track.run import RunFolder, runs
+from fedray.where import Where, following, mirrored
 
 DEMO: dict[str, object] = {"partition.clients": 5, "rounds": 5}
 """What the demo's cells have in common."""

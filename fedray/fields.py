@@ -17,7 +17,7 @@ from fedray.flags import Request
 from fedray.track.export import without_secrets
 
 if TYPE_CHECKING:
-    from fedray.study import Where
+    from fedray.where import Where
 
 KINDS = {"partition": (Dirichlet, Iid)}
 """Fields that hold one of several dataclasses; the default one comes first."""

@@ -193,3 +193,12 @@ def _placed(message: str, where: Mapping[str, str]) -> str:
 def _example(path: str) -> object:
     value = flatten(as_dict(Experiment())).get(path)
     return {"method": "fedotp", "partition": "iid"}.get(path, 1 if value is None else value)
+
+
+def one_line(box: str, more: str) -> str:
+    """The sentence in one of tyro's boxes: what stands between its first two rules, drawn in Unicode or in ASCII."""
+    parts = re.split("[─-]{3,}", re.sub("[╭╮╰╯│\n]", " ", box))
+    body = " ".join(parts[min(1, len(parts) - 1)].split())
+    if found := re.match(r"Error parsing (--\S+): .*?from \['(.*?)'\]", body):
+        body = f"{found[1]} can't be {found[2]!r}"
+    return f"{body.rstrip('.')}; see {more}"

@@ -17,16 +17,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -36,10 +36,10 @@ from fedray.engine.cluster import cpus
 from fedray.engine.placement import Kind, place
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, grid
+from fedray.flags import one_line
 from fedray.track import layout
-from fedray.track.mlflow import Mlflow
 from fedray.track.run import RunFolder
-from fedray.track.stores import default_uri
+from fedray.where import HERE, At, Where, following, mirrored
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -60,51 +60,20 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: ends as Ctrl-C does, with another exit code."""
 
 
-@dataclass(frozen=True)
-class Where:
-    """Where cells run and results go."""
-
-    runs: Path | None = None  # root of the run folders ($FEDRAY_RUNS, else runs)
-    mlflow: str | None = None  # MLflow store ($FEDRAY_MLFLOW, else RUNS/mlflow.db), or "off"
-    placement: Kind = "auto"  # of clients: in the cell's process, packed in actors, or an actor for each
-    actors: int | None = None  # host actors of each cell; 1 if not said
-    concurrent: int | None = None  # cells at a time
-    json: bool = False  # print one JSON object per line
-
-    @property
-    def root(self) -> Path:
-        """Flag before environment before default."""
-        return self.runs or Path(os.environ.get("FEDRAY_RUNS") or "runs")
-
-    @property
-    def store(self) -> str:
-        """URI of the MLflow store, or "off"."""
-        return self.mlflow or os.environ.get("FEDRAY_MLFLOW") or default_uri(self.root)
-
-    @property
-    def decided(self) -> dict[str, str]:
-        """Who said where: a flag, the environment or nobody."""
-        said = {"runs": (self.runs, "FEDRAY_RUNS"), "mlflow": (self.mlflow, "FEDRAY_MLFLOW")}
-        return {
-            name: f"--{name}" if flag else variable if os.environ.get(variable) else "default"
-            for name, (flag, variable) in said.items()
-        }
-
-    @property
-    def flags(self) -> str:
-        """What to add to a command that should look at the same place."""
-        return f" --runs {shlex.quote(str(self.root))}" if self.decided["runs"] == "--runs" else ""
-
-
-At = Annotated[Where, tyro.conf.arg(name="")]
-"""In a study's options: the flags above, without a prefix."""
-
-HERE = Where()
-
-
 def main(options: type[Options], body: Callable[[Options], int]) -> int:
     """Read the command line into `options`, run `body`, and return the exit code."""
-    return guarded(lambda: body(tyro.cli(options, config=(tyro.conf.FlagCreatePairsOff,))))
+    return guarded(lambda: body(_parsed(options)))
+
+
+def _parsed(options: type[Options]) -> Options:
+    caught = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(caught):
+            return tyro.cli(options, config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise BadInput(one_line(caught.getvalue(), f"python {sys.argv[0]} --help")) from None
 
 
 def guarded(body: Callable[[], int]) -> int:
@@ -237,37 +206,6 @@ def possible(cells: Sequence[Experiment], placement: Kind, actors: int | None) -
     for cell in cells:
         place(placement, cell.partition.clients, cpus=cpus(), actors=actors)
         sources.find(cell.data.name)
-
-
-def following(at: Where, name: str) -> list[str]:
-    """Commands to go on with."""
-    show = [] if at.store == "off" else [f"fedray ui --study {name}{at.flags}"]
-    return [f"fedray ls{at.flags}", *show]
-
-
-class NoStore(NamedTuple):
-    """Stands in for `Mlflow` where it is off."""
-
-    def sync(self, folder: RunFolder) -> None:
-        """Nothing to do."""
-
-    def log_study(self, home: Path, *, figures: Path, tables: Path, metrics: Mapping[str, float], note: str) -> None:
-        """Nothing to do."""
-
-
-@contextmanager
-def mirrored(at: Where, name: str) -> Iterator[Mlflow | NoStore]:
-    """Keep MLflow up to date with run folders, off the critical path."""
-    if at.store == "off":
-        yield NoStore()
-        return
-    writer = Mlflow(at.store, name)
-    try:
-        yield writer
-    except BaseException:
-        writer.close(timeout=10)  # what is missing comes with the next run
-        raise
-    writer.close()
 
 
 @contextmanager

@@ -32,7 +32,20 @@ ARROWS = {
 }
 """Room -> rooms that it may import, besides itself and errors."""
 
-COMMAND_LINE = {"cli", "commands", "console", "doctor", "fields", "flags", "listing", "news", "outcome", "study", "ui"}
+COMMAND_LINE = {
+    "cli",
+    "commands",
+    "console",
+    "doctor",
+    "fields",
+    "flags",
+    "listing",
+    "news",
+    "outcome",
+    "study",
+    "where",
+    "ui",
+}
 OUTSIDERS = {"ray": ("engine/",), "mlflow": ("track/mlflow.py",), "open_clip": ("nn/backbone.py",), "ot": ()}
 """Package -> the only places in which it is imported; POT is a test's oracle."""
 LONGEST_FILE, LONGEST_METHOD, LONGEST_FUNCTION = 300, 150, 40
