@@ -1,0 +1,99 @@
+"""ProGrad: a learned context that takes no step against what zero-shot CLIP knows.
+
+    g = grad CE,   h = grad KL(zero-shot || learned),   step along  g                               if <g, h> >= 0
+                                                                    g - lambda <g, h> h / ||h||^2   otherwise
+
+Everything is shared (averaged over clients), so that local and global view are one.
+Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023.
+
+The rule is a loss term: `terms` returns the cross entropy's value with the bent gradient in place of its own, one
+decision per parameter tensor. Momentum and weight decay come after it, as in the authors' optimiser.
+
+Departs from the paper: in a federation it has no protocol of its own, the context travels as in `promptfl`; the
+teacher is the mean over a data set's templates where it has several, and the start "a photo of a" for every data set,
+behind zeros, where theirs is the data set's template.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.method import PromptMethod
+from fedray.nn.backbone import Backbone
+from fedray.nn.heads import Cosine
+from fedray.nn.losses import check_temperature, check_weight, distil, project, with_gradient
+from fedray.nn.prompts import TextContext
+from fedray.types import Features, Given, Needs, Output
+
+
+def prograd(
+    clip: Backbone,
+    *,
+    n_ctx: int = 16,
+    words: str = "a photo of a",
+    strength: float = 1.0,
+    tau: float = 1.0,
+    temperature: float | None = None,
+) -> ProGrad:
+    """One shared context, trained by aligned gradients.
+
+    Args:
+        clip: the frozen backbone.
+        n_ctx: context tokens.
+        words: start from these words, behind zeros; empty is noise.
+        strength: lambda, 0 or above; 0 is PromptFL, 1 makes a conflicting gradient orthogonal.
+        tau: temperature of teacher and student where they are compared.
+        temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: `strength` is negative, or `tau` is not above 0.
+    """
+    context = TextContext(clip, n=n_ctx, words=words or None)
+    if words:
+        nn.init.zeros_(context.tokens[..., : max(n_ctx - len(clip.encode(words)), 0), :])
+    return ProGrad(PromptMethod(context, Cosine(temperature=temperature)), strength=strength, tau=tau)
+
+
+class ProGrad(nn.Module):
+    """A method whose gradient is held against that of zero-shot CLIP. Shares everything.
+
+    Args:
+        student: what learns.
+        strength: lambda.
+        tau: temperature of the comparison.
+    """
+
+    def __init__(self, student: PromptMethod, *, strength: float, tau: float) -> None:
+        super().__init__()
+        check_weight("strength", strength)
+        check_temperature("tau", tau)
+        self.student, self.strength, self.tau = student, strength, tau
+        self.private: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> Needs:
+        """What the student needs."""
+        return self.student.needs
+
+    def forward(self, given: Given, x: Tensor | Features) -> Output:
+        """The student's forward pass: the teacher is there in training alone."""
+        output: Output = self.student(given, x)
+        return output
+
+    def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
+        """One term: the cross entropy in value, the projected gradient in gradient (two backward passes)."""
+        out = self(given, x)
+        loss = F.cross_entropy(out.logits, y)
+        if not loss.requires_grad:  # under no_grad: somebody only wants to know the loss
+            return {"loss": loss}
+        with torch.no_grad():
+            text, image = given.clip.encode_text(given.task), given.clip.encode_image(x)
+            teacher = self.student.head(text, image, given.clip.logit_scale)
+        learnable = list(self.parameters())
+        aligned = distil(out.logits, teacher, tau=self.tau)
+        g = torch.autograd.grad(loss, learnable, retain_graph=True)
+        h = torch.autograd.grad(aligned, learnable)
+        bent = [project(a, b, strength=self.strength) for a, b in zip(g, h, strict=True)]
+        return {"loss": with_gradient(loss, learnable, bent)}
