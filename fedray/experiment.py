@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from fedray.data.partition import Dirichlet, Partition
 from fedray.errors import BadInput, did_you_mean
 from fedray.fed.local import Local
+from fedray.fed.peers import Experts, FedAWA, Peers
 from fedray.fed.server import FedAvg
 from fedray.recipe import Recipe
 
@@ -71,7 +72,7 @@ class Experiment:
     split: Split = Split()
     partition: Partition = Dirichlet()
     local: Local = Local()
-    server: FedAvg = FedAvg()
+    server: Annotated[FedAvg | Peers | Experts | FedAWA, Field(discriminator="kind")] = FedAvg()
     rounds: Annotated[int, Field(ge=1)] = 20
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the clients, in each round
     evaluate_every: Annotated[int, Field(ge=1)] = 1  # rounds; the last one is always evaluated
@@ -87,7 +88,7 @@ class Experiment:
         """
         tree = as_dict(self)
         tree["method"]["name"] = self.method.reference
-        for path in sorted(changes, key=lambda p: (p.count("."), p)):
+        for path in sorted(changes, key=lambda p: (p.count("."), not p.endswith(".kind"), p)):
             _put(tree, path, changes[path])
         return from_dict(tree)
 
@@ -105,9 +106,11 @@ class Experiment:
         """Leaves that differ from the defaults, and always the method and the partition's kind, by dotted path."""
         recipe = Recipe(self.method.reference)
         mine = flatten(as_dict(self))
-        theirs = flatten(as_dict(Experiment(method=recipe, partition=type(self.partition)())))
+        plain = Experiment(method=recipe, partition=type(self.partition)(), server=type(self.server)())
+        theirs = flatten(as_dict(plain))
         kept = {path: value for path, value in mine.items() if value != theirs[path]}
-        return kept | {"method.name": self.method.identity, "partition.kind": mine["partition.kind"]}
+        kept |= {"method.name": self.method.identity, "partition.kind": mine["partition.kind"]}
+        return kept if isinstance(self.server, FedAvg) else kept | {"server.kind": mine["server.kind"]}
 
 
 def grid(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[Experiment]:
@@ -162,10 +165,12 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(node.get(name), dict):
             raise BadInput(f"{path} is not a field. {did_you_mean(path, flatten(tree))}")
         node = node[name]
-    if leaf not in node and parents != ["method"]:  # the recipe checks its own options
+    if leaf not in node and parents not in (["method"], ["server"], ["partition"]):  # these check their own fields
         raise BadInput(f"{path} is not a field. {did_you_mean(path, flatten(tree))}")
     if path in ("method", "method.name"):
         tree["method"] = value if isinstance(value, Mapping) else {"name": value}
+    elif path in ("server", "server.kind") and not isinstance(value, Mapping):
+        tree["server"] = {"kind": value}
     elif path in ("partition", "partition.kind") and not isinstance(value, Mapping):
         tree["partition"] = {"kind": value, "clients": tree["partition"]["clients"]}
     elif isinstance(node.get(leaf), dict) and not isinstance(value, Mapping):
@@ -199,8 +204,10 @@ def _explain(error: ValidationError) -> str:
     ctx = {k: f"{v:g}" if isinstance(v, float) else v for k, v in first.get("ctx", {}).items()}
     if isinstance(ctx.get("error"), BadInput):  # a recipe's own words
         return str(ctx["error"])
-    tags = {"dirichlet", "iid"}  # pydantic puts the union's tag into the path
-    path = ".".join(str(p) for p in first["loc"] if str(p) not in tags)
+    where = [str(part) for part in first["loc"]]
+    if where[0] in ("partition", "server"):
+        del where[1:2]  # pydantic puts the union's tag into the path
+    path = ".".join(where)
     if first["type"] == "unexpected_keyword_argument":
         return f"{path} is not a field. {did_you_mean(path, flatten(as_dict(Experiment())))}"
     if path == "fraction":

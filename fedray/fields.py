@@ -13,13 +13,18 @@ from fedray import recipe
 from fedray.console import columns, say, tell
 from fedray.data.partition import Dirichlet, Iid
 from fedray.experiment import Experiment, as_dict, flatten
+from fedray.fed.peers import Experts, FedAWA, Peers
+from fedray.fed.server import FedAvg
 from fedray.flags import Request
 from fedray.track.export import without_secrets
 
 if TYPE_CHECKING:
     from fedray.where import Where
 
-KINDS = {"partition": (Dirichlet, Iid)}
+KINDS = {
+    "partition": ((Dirichlet, Iid), "who holds which image"),
+    "server": ((FedAvg, Peers, Experts, FedAWA), "its rule"),
+}
 """Fields that hold one of several dataclasses; the default one comes first."""
 
 
@@ -40,9 +45,10 @@ def leaves(cls: type = Experiment, prefix: str = "") -> Iterator[Leaf]:
         path, info = f"{prefix}{field.name}", annotations[field.name]
         default = None if info.default is MISSING else info.default
         if path in KINDS:
-            names = [_infos(kind)["kind"].default for kind in KINDS[path]]
-            yield Leaf(path, names[0], " | ".join(names), "who holds which image")
-            yield from (leaf for leaf in leaves(KINDS[path][0], f"{path}.") if leaf.path != f"{path}.kind")
+            kinds, note = KINDS[path]
+            names = [_infos(kind)["kind"].default for kind in kinds]
+            yield Leaf(path, names[0], " | ".join(names), note)
+            yield from (leaf for leaf in leaves(kinds[0], f"{path}.") if leaf.path != f"{path}.kind")
         elif isinstance(default, recipe.Recipe):
             yield Leaf(path, default.name, "a method's name, or a .py file", "its options: --method.<option>")
         elif is_dataclass(default):

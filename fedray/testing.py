@@ -51,10 +51,14 @@ def build(recipe: Recipe, clip: Backbone, seed: int = 0) -> PromptMethod:
 
 
 def given(clip: Backbone, method: PromptMethod, task: int = 0) -> Given:
-    """A forward pass's frozen part, as a client would have it."""
+    """A forward pass's frozen part, as a client would have it: with what a server sends, peers' prompts included."""
     names = NAMES[task]
     shared, _ = split(parameters(method), method.private)
-    return Given(clip, build_task(clip, names, ["a photo of a {}."]), received=shared)
+    draw = torch.Generator().manual_seed(2)
+    peers = {
+        f"peers/{k}/{n}": v + 0.02 * torch.randn(v.shape, generator=draw) for k in (0, 1) for n, v in shared.items()
+    }
+    return Given(clip, build_task(clip, names, ["a photo of a {}."]), received=shared, inbox=peers)
 
 
 def images(clip: Backbone, method: PromptMethod, count: int = IMAGES) -> Tensor | Features:

@@ -53,7 +53,7 @@ def test_function_survives_an_override():
         ({"round": 3}, r"round is not a field. Did you mean rounds\?"),
         ({"fed.rounds": 3}, r"fed.rounds is not a field. Did you mean rounds\?"),
         ({"local": 3}, "local has fields of its own, got 3; set one of local.lr"),
-        ({"method": "fedtop"}, r"method 'fedtop' does not exist. Did you mean fedotp\?"),
+        ({"method": "fedotpp"}, r"method 'fedotpp' does not exist. Did you mean fedotp\?"),
         ({"method.n_ctxx": 3}, r"method.n_ctxx is not an option of promptfl. Did you mean n_ctx\?"),
     ],
 )

@@ -52,7 +52,7 @@ def test_every_file_is_a_method_with_a_summary():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Recipe("fedtop"), r"method 'fedtop' does not exist. Did you mean fedotp\?"),
+        (lambda: Recipe("fedotpp"), r"method 'fedotpp' does not exist. Did you mean fedotp\?"),
         (lambda: Recipe(fedotp, mas=1), r"method.mas is not an option of fedotp. Did you mean mass\?"),
         (lambda: Recipe(fedotp, mass="much"), "method.mass must be a number, got 'much'"),
         (lambda: Recipe(fedotp, n_ctx=1.5), "method.n_ctx must be a whole number, got 1.5"),

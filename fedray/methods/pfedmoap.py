@@ -1,0 +1,122 @@
+"""pFedMoAP: other clients' prompts as experts, mixed per image and class with the own one by a private gate.
+
+    logit_c = lambda s <f, t_c> + s <pool f, o_c>,   o_c = MHA(query pool f, keys = values pool [t_c, t_1c, .. t_Ec])
+
+f, t: unit features; t_ec: class c in expert e's prompt, a constant; pool: every (d / 128)-th channel; 8 heads, and
+scores times 10 in place of 1 / sqrt(head width). The context is averaged over clients, the gate stays with its client.
+Experts come with the server's message (``server.kind=experts``): the last prompts of the clients nearest to one's own.
+A client without experts (its first round, FedAvg as server) has s <f, t_c> alone, and its gate rests.
+Global view: the context alone, no experts, no gate.
+Luo et al., "Mixture of Experts Made Personalized: Federated Prompt Learning for Vision-Language Models", ICLR 2025.
+
+Departs from their code: one learning rate for context and gate (theirs 0.002 and 0.01); experts are encoded when they
+come (theirs may be a round old); a client is scored with the averaged context, its experts and its gate (theirs, where
+it took part, with the context as its training left it); a fresh optimiser at each visit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedray.errors import BadInput
+from fedray.nn.backbone import Backbone
+from fedray.nn.generate import Once, peer_features
+from fedray.nn.heads import Cosine
+from fedray.nn.prompts import TextContext
+from fedray.types import Features, Given, Needs, Output
+
+PAPER_GATE = 128
+
+
+def pfedmoap(
+    clip: Backbone,
+    *,
+    n_ctx: int = 16,
+    words: str | None = None,
+    lambda_local: float = 0.5,
+    gate: int | None = None,
+    heads: int = 8,
+    scaling: float = 10.0,
+    temperature: float | None = None,
+) -> Mixture:
+    """A shared context and a private gate over it and the experts.
+
+    Args:
+        clip: the frozen backbone.
+        n_ctx: context tokens.
+        words: start from these words ("a photo of a") in place of noise.
+        lambda_local: weight of the own prompt's logits where there are experts.
+        gate: channels of the gate; None is the paper's 128, or all where features have fewer.
+        heads: of the gate's attention.
+        scaling: factor of the attention's scores.
+        temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: `gate` exceeds the features, or `heads` does not divide it.
+    """
+    width = min(PAPER_GATE, clip.arch.joint) if gate is None else gate
+    if not 1 <= width <= clip.arch.joint:
+        raise BadInput(f"method.gate must be 1 to {clip.arch.joint}, the features' width, got {width}")
+    if heads < 1 or width % heads:
+        raise BadInput(f"method.heads must divide the gate's {width} channels, got {heads}")
+    return Mixture(
+        TextContext(clip, n=n_ctx, words=words),
+        Gate(width, heads, scaling),
+        lambda_local,
+        Cosine(temperature=temperature),
+    )
+
+
+class Gate(nn.Module):
+    """Attention of each image over the prompts of each class."""
+
+    def __init__(self, width: int, heads: int, scaling: float) -> None:
+        super().__init__()
+        self.width, self.heads, self.scaling = width, heads, scaling
+        self.into, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)  # query, key and value in one
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Unit features with evenly spaced channels of theirs, (..., d) to (..., width)."""
+        return F.normalize(x, dim=-1)[..., :: x.shape[-1] // self.width][..., : self.width]
+
+    def forward(self, text: Tensor, image: Tensor) -> Tensor:
+        """Compare the mixtures of text (N, C, d) with image (B, d): cosines (B, C), of pooled features."""
+        texts, images = self.pool(text).transpose(0, 1), self.pool(image)  # (C, N, g), (B, g)
+        (wq, wk, wv), (bq, bk, bv) = self.into.weight.chunk(3), self.into.bias.chunk(3)
+        q = F.linear(images, wq, bq).unflatten(-1, (self.heads, -1))
+        k, v = (F.linear(texts, *one).unflatten(-1, (self.heads, -1)) for one in ((wk, bk), (wv, bv)))
+        share = (self.scaling * torch.einsum("bhe,cnhe->bchn", q, k)).softmax(-1)
+        mixed = self.out(torch.einsum("bchn,cnhe->bche", share, v).flatten(-2))
+        return torch.einsum("bg,bcg->bc", images, mixed)
+
+
+class Mixture(nn.Module):
+    """The method: a flow of its own, for experts are encoded once a visit and have no gradient."""
+
+    private = ("gate.*",)
+    needs: Needs = "pooled"
+
+    def __init__(self, prompts: TextContext, gate: Gate, weight: float, head: Cosine) -> None:
+        super().__init__()
+        self.prompts, self.gate, self.weight, self.head = prompts, gate, weight, head
+        self.experts = Once(partial(peer_features, name="prompts.tokens"))
+
+    def forward(self, given: Given, x: Tensor | Features) -> Output:
+        """The own prompt's logits, and the mixture's where experts came."""
+        text = given.clip.encode_text(given.task, self.prompts(given, x).text)
+        image, scale = given.clip.encode_image(x), given.clip.logit_scale
+        logits = self.head(text, image, scale)
+        experts = None if given.view == "global" else self.experts(given)
+        if experts is not None:
+            text = Features(torch.cat([text.pooled, experts]))
+            s = scale if self.head.temperature is None else 1 / self.head.temperature
+            logits = self.weight * logits + s * self.gate(text.pooled, image.pooled)
+        return Output(text, image, logits)
+
+    def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy."""
+        return {"loss": F.cross_entropy(self(given, x).logits, y)}
