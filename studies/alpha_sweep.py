@@ -45,7 +45,7 @@ class Options:
     methods: tuple[str, ...] = ("zeroshot", "promptfl", "fedotp", "otdpp")
     alphas: tuple[float, ...] = (0.1, 1.0, 10.0)
     seeds: tuple[int, ...] = (1, 2)
-    rounds: int = 20
+    rounds: int = 25
     clients: int = 10
     shots: int = 8  # training images per class, over all clients
     data: str = "digits"
