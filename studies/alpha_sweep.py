@@ -21,12 +21,14 @@ Stop it whenever you like: the same command goes on where it stopped. Exit code 
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fedray import study
+from fedray.engine.cluster import attached
 from fedray.experiment import Experiment
 from fedray.recipe import Recipe
 
@@ -97,17 +99,19 @@ def main(o: Options) -> int:
     """Search if asked, sweep, tell; returns the exit code."""
     if o.smoke:
         o = replace(o, methods=("promptfl", "fedotp"), alphas=(0.1,), rounds=2, clients=3, trials=2)
-    found: dict[str, dict[str, Any]] = {method: {} for method in o.methods}
-    if o.search:
-        for method in o.methods:
-            if method != "zeroshot":
-                judged = [cell.override(seed=0) for cell in cells(o, method, {})[:: len(o.seeds)]]
-                found[method] = study.search(
-                    judged, space(method), o.at, name=f"alpha_search_{method}", trials=o.trials
-                )
-    grid = [cell for method in o.methods for cell in cells(o, method, found[method])]
-    axes = ["method", "partition.alpha", "seed"]
-    return study.sweep(grid, o.at, name="alpha_sweep", x="partition.alpha", axes=axes)
+    with attached() if o.search else nullcontext():  # one Ray for the searches and the sweep
+        found = {method: best(o, method) if o.search else {} for method in o.methods}
+        grid = [cell for method in o.methods for cell in cells(o, method, found[method])]
+        axes = ["method", "partition.alpha", "seed"]
+        return study.sweep(grid, o.at, name="alpha_sweep", x="partition.alpha", axes=axes)
+
+
+def best(o: Options, method: str) -> dict[str, Any]:
+    """What Optuna finds for a method, judged on all alphas with seed 0; zero-shot has nothing to choose."""
+    if method == "zeroshot":
+        return {}
+    judged = [cell.override(seed=0) for cell in cells(o, method, {})[:: len(o.seeds)]]
+    return study.search(judged, space(method), o.at, name=f"alpha_search_{method}", trials=o.trials)
 
 
 if __name__ == "__main__":

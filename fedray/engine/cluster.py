@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -70,6 +71,7 @@ def attached(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Ite
         try:
             yield
         finally:
+            gc.collect()  # a reference to an object of Ray that is let go after Ray would end this process
             ray.shutdown()
 
 
