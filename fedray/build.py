@@ -17,7 +17,7 @@ import torch
 from fedray.data import sources
 from fedray.data.features import store
 from fedray.data.splits import few_shot, local_tests
-from fedray.errors import Unavailable
+from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
 from fedray.fed.client import Setup, threads
 from fedray.fed.seeds import rng, torch_seed
@@ -65,6 +65,7 @@ def build(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "initial"))
             method = e.method.build(clip)
+        _check_server(method.server, e)
         train = source.train.take(few_shot(source.train.labels, e.split.shots, rng(seed, "shots")))
         labels = train.labels
         parts = e.partition(labels, rng(seed, "partition"))
@@ -85,6 +86,14 @@ def build(
     shared, _ = split(parameters(method), method.private)
     clients = tuple(k for k, p in enumerate(parts) if len(p))
     return Built(setup, shared, clients, labels, parts, source.digest)
+
+
+def _check_server(needed: str | None, e: Experiment) -> None:
+    """A method that lives on its inbox would train without a word of complaint, and without its point."""
+    if needed not in (None, e.server.kind):
+        raise BadInput(
+            f"{e.method.name} needs what server.kind {needed} sends, got {e.server.kind}; add --server {needed}"
+        )
 
 
 def _keep(clip: backbone.Backbone, cache: Path) -> Path:

@@ -89,7 +89,7 @@ def parse(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, list[S
     Raises:
         BadInput: a word stands before any flag, a flag has no value or comes twice, or is no field at all.
     """
-    fields = {*flatten(as_dict(Experiment())), "method", "partition"}
+    fields = {*flatten(as_dict(Experiment())), "method", "partition", "server"}
     found: dict[str, list[Scalar]] = {}
     path = ""
     for word in words:
@@ -171,8 +171,9 @@ def _walk(node: yaml.Node, prefix: str, file: Path, wish: Wish) -> None:
 
 
 def _canonical(path: str) -> str:
-    """``method.name`` and ``partition.kind`` choose what the other fields are: the short form is applied first."""
-    return {"method.name": "method", "partition.kind": "partition"}.get(path, path)
+    """``method.name``, ``partition.kind`` and ``server.kind`` choose what the other fields are: the short form is applied first."""
+    short = {"method.name": "method", "partition.kind": "partition", "server.kind": "server"}
+    return short.get(path, path)
 
 
 def _changed(base: Experiment, values: Mapping[str, Any]) -> Experiment:

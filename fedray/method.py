@@ -31,6 +31,9 @@ class Method(Protocol):
     needs: Needs
     """What it reads of an image: pooled features, patch tokens too, or the pixels (vision prompts)."""
 
+    server: str | None
+    """Kind of server whose inbox it lives on; None: any will do."""
+
     def __call__(self, given: Given, x: Tensor | Features) -> Output:
         """Forward pass on a batch of images, pixels (B, 3, H, W) or stored features."""
         ...
@@ -49,6 +52,7 @@ class PromptMethod(nn.Module):
         private: name patterns of the parameters that never leave the client.
         penalties: further loss terms by name.
         loss: ``(logits (B, C), y (B,)) -> scalar``.
+        server: kind of server whose inbox it lives on; None: any will do.
     """
 
     def __init__(
@@ -59,10 +63,11 @@ class PromptMethod(nn.Module):
         private: Sequence[str] = (),
         penalties: Mapping[str, Penalty] | None = None,
         loss: Loss = F.cross_entropy,
+        server: str | None = None,
     ) -> None:
         super().__init__()
         self.prompts, self.head, self.private, self.loss = prompts, head, tuple(private), loss
-        self.penalties = dict(penalties or {})
+        self.penalties, self.server = dict(penalties or {}), server
         split(parameters(self), self.private)  # a pattern that matches nothing fails here, not after an hour
 
     @property

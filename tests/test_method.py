@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from fedray.build import build
 from fedray.errors import BadInput
+from fedray.experiment import Experiment
 from fedray.method import PromptMethod, load, parameters, split
 from fedray.nn import backbone
 from fedray.nn.heads import Cosine, Transport
@@ -62,3 +64,22 @@ def test_penalties_are_named_terms_beside_the_loss():
     terms = method.terms(given(CLIP, method), images(CLIP, method), torch.zeros(8, dtype=torch.long))
     assert list(terms) == ["loss", "size"]
     assert terms["size"] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"method": "fedrsclip"}, "fedrsclip needs what server.kind peers sends, got fedavg; add --server peers"),
+        ({"method": "pfedmoap"}, "pfedmoap needs what server.kind experts sends, got fedavg; add --server experts"),
+    ],
+)
+def test_a_method_that_lives_on_its_inbox_names_its_server(changes, text, tmp_path):
+    experiment = Experiment().override(**{"clip.name": "tiny", "method.n_ctx": 4, **changes})
+    with pytest.raises(BadInput, match=text):
+        build(experiment, cache=tmp_path)
+    build(experiment.override(server=text.split()[-1]), cache=tmp_path)
+
+
+def test_without_peers_in_its_loss_any_server_will_do(tmp_path):
+    alone = {"method": "fedrsclip", "method.n_ctx": 4, "method.negatives": "classes", "clip.name": "tiny"}
+    build(Experiment().override(**alone), cache=tmp_path)

@@ -40,6 +40,7 @@ class Align(nn.Module):
 
     private: Sequence[str] = ()
     needs: Needs = "pixels"
+    server: str | None = None
     words: Tensor
 
     def __init__(

@@ -73,7 +73,8 @@ def fedrsclip(
     head = Transport(kind="partial", eps=eps, mass=mass, iters=iters, temperature=temperature)
     align = Alignment(lambda_a, kappa, form, negatives, position)
     penalties = {"dpac": align} if lambda_a else {}
-    return PromptMethod(Beside(shared, local), head, private=["prompts.local.*"], penalties=penalties)
+    server = "peers" if penalties and negatives == "others" else None
+    return PromptMethod(Beside(shared, local), head, private=["prompts.local.*"], penalties=penalties, server=server)
 
 
 class Alignment(nn.Module):

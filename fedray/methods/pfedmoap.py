@@ -99,6 +99,7 @@ class Mixture(nn.Module):
 
     private = ("gate.*",)
     needs: Needs = "pooled"
+    server: str | None = "experts"
 
     def __init__(self, prompts: TextContext, gate: Gate, weight: float, head: Cosine) -> None:
         super().__init__()

@@ -65,6 +65,8 @@ class ProGrad(nn.Module):
         tau: temperature of the comparison.
     """
 
+    server: str | None = None
+
     def __init__(self, student: PromptMethod, *, strength: float, tau: float) -> None:
         super().__init__()
         check_weight("strength", strength)

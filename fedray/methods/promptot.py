@@ -37,6 +37,7 @@ class PromptOT(nn.Module):
 
     private: Sequence[str] = ()
     needs: Needs = "pixels"
+    server: str | None = None
 
     def __init__(self, prompts: nn.Module, head: nn.Module, *, transport: float) -> None:
         super().__init__()

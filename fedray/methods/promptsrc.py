@@ -33,6 +33,7 @@ class PromptSRC(nn.Module):
 
     private: Sequence[str] = ()
     needs: Needs = "pixels"
+    server: str | None = None
 
     def __init__(self, prompts: nn.Module, head: nn.Module, *, text: float, image: float, logits: float) -> None:
         super().__init__()

@@ -290,9 +290,8 @@ def test_describing_a_server_does_not_import_torch():
     ids=["fedrsclip", "pfedmoap", "fedtpg"],
 )
 def test_a_run_is_reproducible_and_resumes(made, method, server):
-    experiment, built = made(
-        **{"rounds": 2, "method": method.name, **{f"method.{k}": v for k, v in method.options.items()}}
-    )
+    options = {f"method.{k}": v for k, v in method.options.items()}
+    experiment, built = made(**{"rounds": 2, "method": method.name, "server": server.kind, **options})
     settings = {"clients": built.clients, "total": experiment.rounds, "seed": 0}
     through = list(rounds(built.shared, server, Inline(built.setup), **settings))
     executor = Inline(built.setup)
