@@ -171,7 +171,7 @@ def _walk(node: yaml.Node, prefix: str, file: Path, wish: Wish) -> None:
 
 
 def _canonical(path: str) -> str:
-    """``method.name``, ``partition.kind`` and ``server.kind`` choose what the other fields are: the short form is applied first."""
+    """``method.name`` and the ``kind`` of partition and server choose what the other fields are: they go first."""
     short = {"method.name": "method", "partition.kind": "partition", "server.kind": "server"}
     return short.get(path, path)
 
