@@ -15,7 +15,7 @@ from fedray.data.partition import Dirichlet, Iid
 from fedray.experiment import Experiment, as_dict, flatten
 from fedray.fed.peers import Experts, FedAWA, Peers
 from fedray.fed.server import FedAvg
-from fedray.flags import Request
+from fedray.flags import Request, canonical
 from fedray.track.export import without_secrets
 
 if TYPE_CHECKING:
@@ -130,5 +130,4 @@ def show_config(request: Request, at: Where) -> int:
 
 
 def _source(path: str, where: dict[str, str]) -> str:
-    short = {"method.name": "method", "partition.kind": "partition"}.get(path, path)
-    return where.get(short, "default")
+    return where.get(canonical(path), "default")

@@ -34,6 +34,10 @@ for _tag, _pattern in {
     Core.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
 
 
+SHORT = {"method.name": "method", "partition.kind": "partition", "server.kind": "server"}
+"""Fields that choose what other fields there are, and what one says for them."""
+
+
 class Wish(NamedTuple):
     """Fields that someone wants changed, by dotted path, and where each was said."""
 
@@ -95,7 +99,7 @@ def parse(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, list[S
     for word in words:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
-            path = _canonical(name.replace("-", "_"))
+            path = canonical(name.replace("-", "_"))
             if path in found:
                 raise BadInput(f"--{name} is given twice; give it once, with all its values")
             if "." not in path and path not in fields:
@@ -161,7 +165,7 @@ def _walk(node: yaml.Node, prefix: str, file: Path, wish: Wish) -> None:
         if key.value in seen:
             raise BadInput(f"{prefix}{key.value} is given twice ({line}); keep one")
         seen.add(key.value)
-        path = _canonical(f"{prefix}{key.value}")
+        path = canonical(f"{prefix}{key.value}")
         if isinstance(value, yaml.MappingNode):
             _walk(value, f"{prefix}{key.value}.", file, wish)
         elif isinstance(value, yaml.ScalarNode):
@@ -170,10 +174,9 @@ def _walk(node: yaml.Node, prefix: str, file: Path, wish: Wish) -> None:
             raise BadInput(f"{path} takes one value, got a list ({line}); several are flags of fedray sweep")
 
 
-def _canonical(path: str) -> str:
+def canonical(path: str) -> str:
     """``method.name`` and the ``kind`` of partition and server choose what the other fields are: they go first."""
-    short = {"method.name": "method", "partition.kind": "partition", "server.kind": "server"}
-    return short.get(path, path)
+    return SHORT.get(path, path)
 
 
 def _changed(base: Experiment, values: Mapping[str, Any]) -> Experiment:
