@@ -76,7 +76,7 @@ def _page(path: Path, study: str | None) -> str:
     name = study or next(iter(known))
     if name not in known:
         raise BadInput(f"no study {name} in {path}. {did_you_mean(name, known)}")
-    return f"#/experiments/{known[name]}/runs"
+    return f"#/experiments/{known[name]}/runs?workflowType=machine_learning"  # else it opens among chat models' pages
 
 
 def _free(port: int) -> None:
