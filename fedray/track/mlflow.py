@@ -120,7 +120,7 @@ class _Store:
             return str(found.experiment_id)
         place = stores.artifact_place(self._uri, self._study)
         try:
-            return str(self._client.create_experiment(name, artifact_location=place, tags=stores.EXPERIMENT))
+            return str(self._client.create_experiment(name, artifact_location=place))
         except Exception:  # another process was quicker, on a server
             if found := self._client.get_experiment_by_name(name):
                 return str(found.experiment_id)

@@ -16,8 +16,6 @@ from fedray.track import files
 from fedray.track.export import without_secrets
 
 MEMORY = "mlflow.json"
-EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
-"""Opens the experiment's page on runs and curves, not on traces and prompts of chat models."""
 
 
 def default_uri(root: Path) -> str:
