@@ -57,7 +57,7 @@ class Samples:
     path: Path
     sha256: str
     content: Needs
-    labels: NDArray[np.int64]  # (n,)
+    labels: NDArray[np.int64] | NDArray[np.int8]  # (n,), or multi-hot (n, C)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,7 +119,7 @@ def store(
         except OSError as error:
             why = error.strerror or type(error).__name__
             raise Unavailable(f"{path}: cannot be written ({why}, {_free(root)}); choose another folder") from error
-    return Samples(path.absolute(), known, content, np.asarray(table.labels, np.int64))
+    return Samples(path.absolute(), known, content, table.labels)
 
 
 def _key(clip: Backbone, table: Table, content: Needs, batch: int) -> str:
@@ -183,7 +183,7 @@ def _encoded(
         if content != "pixels":
             with torch.inference_mode():
                 x = clip.preprocess(torch.from_numpy(pixels).to(clip.logit_scale.device))
-                out = clip.encode_image(x, tokens=content == "tokens")
+                out = clip.encode_image(x, tokens="patches" if content == "tokens" else False)
             columns = {"pooled": out.pooled.float().cpu().numpy()}
             if content == "tokens" and out.tokens is not None:
                 columns["tokens"] = out.tokens.float().cpu().numpy()

@@ -1,9 +1,10 @@
 """Who holds which image: a partition is a frozen dataclass that deals positions out to K clients.
 
-    kind: its name in a configuration;  __call__(labels (n,), rng) -> K sorted arrays of positions,
-    disjoint, together exactly 0 .. n-1.
+    kind: its name in a configuration;  __call__(labels (n,) or multi-hot (n, C), rng, features (n, d)) ->
+    K sorted arrays of positions, disjoint, together exactly 0 .. n-1.
 
 Dirichlet label skew (Hsu et al. 2019):  p_c ~ Dir(alpha 1_K) for each class c;  client k gets n_c p_ck of its images.
+Clusters (FedMPT):  k-means on the frozen backbone's image features, a cluster per client.
 
 A partitioner draws from the generator that it is given and from nothing else, and it always ends. To add one: write
 its dataclass here and add it to `Partition`.
@@ -15,13 +16,14 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from fedray.data.clusters import cluster
 from fedray.errors import BadInput, Unavailable
 
 Indices: TypeAlias = NDArray[np.int64]
@@ -37,14 +39,20 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Iid:
-    """Every client gets the same: sizes differ by at most one image, and so do the counts within each class."""
+    """Every client gets the same: sizes differ by at most one image, and so do the counts within each class.
+
+    Images with several classes are dealt by the rarest of them, those without any as a class of their own.
+    """
 
     kind: Literal["iid"] = "iid"
     clients: int = Field(default=10, ge=1)
+    by_features: ClassVar[bool] = False
 
-    def __call__(self, labels: NDArray[Any], rng: np.random.Generator) -> list[Indices]:
+    def __call__(
+        self, labels: NDArray[Any], rng: np.random.Generator, features: NDArray[Any] | None = None
+    ) -> list[Indices]:
         """Deal the images, class after class, round and round the clients; BadInput with fewer images than clients."""
-        y = _classes(labels)
+        y = _classes(rarest(labels) if np.ndim(labels) == 2 else labels)
         _enough(self.clients, 1, len(y))
         shuffled = rng.permutation(len(y))
         dealt = shuffled[np.argsort(y[shuffled], kind="stable")]
@@ -69,9 +77,17 @@ class Dirichlet:
     clients: int = Field(default=10, ge=1)
     alpha: float = Field(default=0.1, gt=0, le=1e12, allow_inf_nan=False)
     min_size: int = Field(default=1, ge=0)
+    by_features: ClassVar[bool] = False
 
-    def __call__(self, labels: NDArray[Any], rng: np.random.Generator) -> list[Indices]:
-        """Deal the images; BadInput where there are fewer than clients * min_size."""
+    def __call__(
+        self, labels: NDArray[Any], rng: np.random.Generator, features: NDArray[Any] | None = None
+    ) -> list[Indices]:
+        """Deal the images; BadInput where there are fewer than clients * min_size, and for labels (n, C)."""
+        if np.ndim(labels) == 2:
+            raise BadInput(
+                f"labels of shape {np.shape(labels)}: partition dirichlet deals single-label classes; "
+                "for multi-label data take partition clusters or iid"
+            )
         y = _classes(labels)
         _enough(self.clients, self.min_size, len(y))
         owner = np.empty(len(y), np.int64)
@@ -86,8 +102,39 @@ class Dirichlet:
         return _group(owner, self.clients)
 
 
-Partition: TypeAlias = Annotated[Iid | Dirichlet, Field(discriminator="kind")]
-"""Any partition, told apart by `kind`."""
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class Clusters:
+    """Feature skew: k-means on unit-length zero-shot image features, one cluster per client, whatever the labels.
+
+    Clients below `min_size` are filled with those images of the largest client that are nearest to their centre.
+    """
+
+    kind: Literal["clusters"] = "clusters"
+    clients: int = Field(default=10, ge=1)
+    min_size: int = Field(default=1, ge=0)
+    by_features: ClassVar[bool] = True
+
+    def __call__(
+        self, labels: NDArray[Any], rng: np.random.Generator, features: NDArray[Any] | None = None
+    ) -> list[Indices]:
+        """Deal the images; BadInput without features (n, d), or with fewer than clients * min(min_size, 1) images."""
+        n = len(labels)
+        if features is None or len(features) != n:
+            got = "none" if features is None else f"{len(features)}"
+            raise BadInput(f"partition clusters needs image features (n, d), one for each of {n} images, got {got}")
+        _enough(self.clients, max(self.min_size, 1), n)
+        return _group(cluster(features, self.clients, self.min_size, rng), self.clients)
+
+
+Partition: TypeAlias = Annotated[Dirichlet | Iid | Clusters, Field(discriminator="kind")]
+"""Any partition, told apart by `kind`; the default one comes first."""
+
+
+def rarest(labels: NDArray[Any]) -> Indices:
+    """Of multi-hot labels (n, C), each image's class that fewest images show; C for an image that shows none."""
+    shown = np.asarray(labels) == 1
+    count = np.where(shown, shown.sum(0), len(shown) + 1)
+    return np.asarray(np.where(shown.any(1), count.argmin(1), shown.shape[1]))
 
 
 def _classes(labels: NDArray[Any]) -> Indices:
@@ -144,32 +191,46 @@ def digest(parts: Sequence[NDArray[Any]]) -> str:
 
 
 def table(parts: Sequence[NDArray[Any]], labels: NDArray[Any]) -> list[Cell]:
-    """How many images of which class each client holds, by client and class; empty cells are left out."""
-    return [
-        Cell(client, int(label), int(count))
-        for client, part in enumerate(parts)
-        for label, count in zip(*np.unique(np.asarray(labels)[part], return_counts=True), strict=True)
-    ]
+    """How many images of which class each client holds, by client and class; empty cells are left out.
+
+    An image with several classes (multi-hot labels) counts once in each class that it shows.
+    """
+    y = np.asarray(labels)
+    cells = []
+    for client, part in enumerate(parts):
+        shown = np.nonzero(y[part] == 1)[1] if y.ndim == 2 else y[part]
+        cells += [Cell(client, int(c), int(n)) for c, n in zip(*np.unique(shown, return_counts=True), strict=True)]
+    return cells
 
 
 def save(path: Path, parts: Sequence[NDArray[Any]], labels: NDArray[Any]) -> str:
     """Write (client, index, label) rows as Parquet, all or nothing, and return the partition's digest.
 
-    The metadata keep the number of clients (the last may be empty) and the digests of partition and labels.
+    One row per image. Multi-hot labels (n, C) go into a fourth column `labels`, the list of an image's C entries, and
+    `label`, which then means nothing, is -1. The metadata keep the number of clients (the last may be empty) and the
+    digests of partition and labels.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     index = np.concatenate([np.asarray(part, np.int64) for part in parts])
     client = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-    label = np.asarray(labels, np.int64)[index]
-    facts = {"fedray.clients": str(len(parts)), "fedray.digest": digest(parts), "fedray.labels": digest([label])}
-    rows = pa.table([client, index, label], schema=_schema())
+    dealt = np.asarray(labels)[index]
+    multi = dealt.ndim == 2
+    columns = [client, index, np.full(len(index), -1) if multi else dealt.astype(np.int64)]
+    columns += [pa.array(list(dealt), pa.list_(pa.int8()))] if multi else []
+    facts = {
+        "fedray.clients": str(len(parts)),
+        "fedray.digest": digest(parts),
+        "fedray.labels": digest([*np.atleast_2d(dealt.T)]),
+    }
+    schema = _schema(multi)
+    rows = pa.table(columns, schema=schema)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("wb") as file:
             options = {"write_statistics": False, "store_schema": False, "write_page_checksum": True}
-            with pq.ParquetWriter(file, _schema(), **options) as writer:
+            with pq.ParquetWriter(file, schema, **options) as writer:
                 writer.write_table(rows)
                 writer.add_key_value_metadata(facts)
             file.flush()
@@ -183,8 +244,8 @@ def save(path: Path, parts: Sequence[NDArray[Any]], labels: NDArray[Any]) -> str
     return digest(parts)
 
 
-def load(path: Path) -> tuple[list[Indices], Indices]:
-    """Read what `save` wrote: the parts, and the labels of positions 0 .. n-1.
+def load(path: Path) -> tuple[list[Indices], Indices | NDArray[np.int8]]:
+    """Read what `save` wrote: the parts, and the labels of positions 0 .. n-1, int64 (n,) or multi-hot int8 (n, C).
 
     Raises Unavailable, naming the file, when it is missing, damaged, of another make, or holds Arrow extension types
     (which could bring code with them).
@@ -195,25 +256,36 @@ def load(path: Path) -> tuple[list[Indices], Indices]:
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True, arrow_extensions_enabled=False)
         facts = file.metadata.metadata or {}
-        if b"ARROW:schema" in facts or not file.schema_arrow.equals(_schema()):
+        multi = "labels" in file.schema_arrow.names
+        if b"ARROW:schema" in facts or not file.schema_arrow.equals(_schema(multi)):
             raise Unavailable(f"{path}: its columns are not client:int32, index:int64, label:int64; write it anew")
-        client, index, label = (column.to_numpy() for column in file.read().columns)
+        client, index, *_, last = file.read().columns
+        client, index = client.to_numpy(), index.to_numpy()
+        dealt = _rows(last, len(index)) if multi else last.to_numpy()
         parts = [index[client == k] for k in range(int(facts[b"fedray.clients"]))]
-        whole = (
-            digest(parts) == facts[b"fedray.digest"].decode() and digest([label]) == facts[b"fedray.labels"].decode()
-        )
+        told = facts[b"fedray.digest"].decode(), facts[b"fedray.labels"].decode()
+        whole = (digest(parts), digest([*np.atleast_2d(dealt.T)])) == told
     except FileNotFoundError:
         raise Unavailable(f"{path}: no such partition; write it anew") from None
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise Unavailable(f"{path}: damaged ({type(error).__name__}); write it anew") from error
     if not whole:
         raise Unavailable(f"{path}: damaged, its digest does not match; write it anew")
-    labels = np.empty(len(index), np.int64)
-    labels[index] = label
+    labels = np.empty_like(dealt)
+    labels[index] = dealt
     return parts, labels
 
 
-def _schema() -> Any:
+def _rows(column: Any, n: int) -> NDArray[np.int8]:
+    """A column of n lists of equal length as (n, C); ValueError where it is not."""
+    flat = column.combine_chunks().flatten().to_numpy()
+    if (np.diff(column.combine_chunks().offsets.to_numpy()) * n != len(flat)).any():
+        raise ValueError("lists of unequal length")
+    return np.asarray(flat, np.int8).reshape(n, -1)
+
+
+def _schema(multi: bool) -> Any:
     import pyarrow as pa
 
-    return pa.schema([("client", pa.int32()), ("index", pa.int64()), ("label", pa.int64())])
+    fields = [("client", pa.int32()), ("index", pa.int64()), ("label", pa.int64())]
+    return pa.schema(fields + ([("labels", pa.list_(pa.field("element", pa.int8())))] if multi else []))

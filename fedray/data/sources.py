@@ -1,4 +1,4 @@
-"""Data sets: each is a public function here that returns a `Source`, found by its name.
+"""Data sets: each is a public function, here or in composites.py, that returns a `Source` and is found by its name.
 
 To add one, write a function `name(root=None) -> Source`. Its imports stay inside, so that a listing costs nothing.
 """
@@ -31,17 +31,35 @@ SYSTEM = Path("/usr/share/datasets")
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Images with their classes. Images are one array uint8 (n, H, W, 3) that nobody writes to, or n files."""
+    """Images with their classes. Images are one array uint8 (n, H, W, 3) that nobody writes to, or n files.
+
+    Labels are one class per image, or the row of a multi-hot matrix: 1 present, 0 absent, -1 unknown.
+    """
 
     images: NDArray[np.uint8] | tuple[Path, ...]
-    labels: NDArray[np.int64]  # (n,)
+    labels: NDArray[np.int64] | NDArray[np.int8]  # (n,) or multi-hot (n, C)
 
     def __post_init__(self) -> None:
-        if len(self.images) != len(self.labels):
-            raise BadInput(f"{len(self.images)} images but {len(self.labels)} labels; give one label for each image")
+        y = self.labels
+        if f"{y.ndim} {y.dtype}" not in ("1 int64", "2 int8"):
+            raise BadInput(
+                f"labels of shape {y.shape}, {y.dtype}, are neither int64 (n,) nor int8 (n, C); convert them"
+            )
+        if len(self.images) != len(y):
+            raise BadInput(f"{len(self.images)} images but {len(y)} labels; give one label for each image")
+        least, most = (-1, 1) if self.multilabel else (0, np.inf)
+        wrong = y[(y < least) | (y > most)]
+        if wrong.size:
+            rule = "multi-hot labels are 1, 0 or -1 for unknown" if self.multilabel else "classes count from 0"
+            raise BadInput(f"a label is {wrong[0]}; {rule}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may show several classes: labels are (n, C)."""
+        return self.labels.ndim == 2
 
     def take(self, indices: NDArray[Any]) -> Table:
         """The rows at these positions, in this order."""
@@ -78,12 +96,29 @@ class Source:
     train: Table
     test: Table
 
+    def __post_init__(self) -> None:
+        for part, y in (("train", self.train.labels), ("test", self.test.labels)):
+            known = y.shape[1] if y.ndim == 2 else int(y.max(initial=-1)) + 1
+            if known > len(self.names) or (y.ndim == 2 and known < len(self.names)):
+                raise BadInput(f"{self.name}: {part} has {known} classes but {len(self.names)} names; name each class")
+        if self.train.multilabel != self.test.multilabel:
+            raise BadInput(
+                f"{self.name}: train and test must both have labels (n,) or both (n, C); convert one of them"
+            )
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether an image may show several classes."""
+        return self.train.multilabel
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of all images and labels."""
         sha = hashlib.sha256()
         for table in (self.train, self.test):
-            sha.update(table.digest.encode() + np.asarray(table.labels, "<i8").tobytes())
+            sha.update(table.digest.encode())
+            sha.update(repr(table.labels.shape).encode() if table.multilabel else b"")
+            sha.update(np.asarray(table.labels, "<i8").tobytes())
         return sha.hexdigest()
 
 
@@ -93,16 +128,7 @@ def digits(root: Path | None = None) -> Source:
     A border of one pixel, bicubic enlargement as in torch, clamped, 8 bits. Split 60/40 into train and test,
     stratified, by NumPy's default generator with seed 0; `root` is not used.
     """
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    padded = np.pad(bunch.images / 16, ((0, 0), (1, 1), (1, 1)))
-    up = _bicubic(10, 28)
-    gray = np.clip(up @ padded @ up.T, 0, 1)
-    # Round twice, so that the last bits of a matrix product never decide a pixel and the digest holds on any machine.
-    whole = _table(np.rint(np.round(gray * 255, 6)).astype(np.uint8), bunch.target)
-    train, test = stratified(whole.labels, (0.6, 0.4), np.random.default_rng(0))
-    return Source("digits", DIGITS, ("a photo of the digit {}",), whole.take(train), whole.take(test))
+    return Source("digits", DIGITS, ("a photo of the digit {}",), *handwriting(28))
 
 
 def fashion(root: Path | None = None) -> Source:
@@ -129,21 +155,41 @@ def fashion(root: Path | None = None) -> Source:
 
 def names() -> list[str]:
     """The data sets there are, sorted."""
-    return sorted(name for name, value in globals().items() if _is_source(name, value))
+    return sorted(_known())
 
 
 def find(name: str) -> Callable[..., Source]:
     """The function of this name; BadInput with the nearest name if there is none."""
-    if name not in names():
-        raise BadInput(f"unknown data set {name!r}. {did_you_mean(name, names())}")
-    found: Callable[..., Source] = globals()[name]
-    return found
+    known = _known()
+    if name not in known:
+        raise BadInput(f"unknown data set {name!r}. {did_you_mean(name, known)}")
+    return known[name]
 
 
-def _is_source(name: str, value: object) -> bool:
-    return (
-        callable(value) and not name.startswith("_") and getattr(value, "__annotations__", {}).get("return") == "Source"
-    )
+def _known() -> dict[str, Callable[..., Source]]:
+    from fedray.data import composites  # which is made of the sets above
+
+    return {
+        name: value
+        for name, value in (globals() | vars(composites)).items()
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__annotations__", {}).get("return") == "Source"
+    }
+
+
+def handwriting(side: int) -> tuple[Table, Table]:
+    """The tables of `digits`, train and test, as gray images enlarged to side x side."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    padded = np.pad(bunch.images / 16, ((0, 0), (1, 1), (1, 1)))
+    up = bicubic(10, side)
+    gray = np.clip(up @ padded @ up.T, 0, 1)
+    # Round twice, so that the last bits of a matrix product never decide a pixel and the digest holds on any machine.
+    whole = _table(np.rint(np.round(gray * 255, 6)).astype(np.uint8), bunch.target)
+    train, test = stratified(whole.labels, (0.6, 0.4), np.random.default_rng(0))
+    return whole.take(train), whole.take(test)
 
 
 def _table(gray: NDArray[np.uint8], labels: NDArray[Any]) -> Table:
@@ -151,7 +197,7 @@ def _table(gray: NDArray[np.uint8], labels: NDArray[Any]) -> Table:
     return Table(np.broadcast_to(gray[..., None], (*gray.shape, 3)), labels.astype(np.int64))
 
 
-def _bicubic(old: int, new: int) -> NDArray[np.float64]:
+def bicubic(old: int, new: int) -> NDArray[np.float64]:
     """The (new, old) matrix of bicubic resizing, edges repeated, pixel centres at i + 1/2 (torch: align_corners=False).
 
     Keys' kernel with a = -3/4:  (a+2)|t|^3 - (a+3)|t|^2 + 1 up to 1,  a|t|^3 - 5a|t|^2 + 8a|t| - 4a up to 2.

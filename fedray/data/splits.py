@@ -1,6 +1,6 @@
-"""Which images take part: few-shot draws, stratified splits, and each client's own test set.
+"""Which images and classes take part: few-shot draws, stratified splits, masks, and each client's own test set.
 
-All functions return sorted positions and draw from the generator that they are given.
+Functions that return positions return them sorted; all draw from the generator that they are given.
 Largest remainder: n images are shared in proportion to w as floor(n w_k / sum w), and those left over go to the
 largest fractional parts, ties in random order.
 """
@@ -8,18 +8,24 @@ largest fractional parts, ties in random order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedray.errors import BadInput
+from fedray.data.clusters import unit
+from fedray.errors import BadInput, did_you_mean
 
+Mask: TypeAlias = Literal["unknown", "negative"]
+"""What becomes of a masked label: not known (-1), or taken for absent (0)."""
 Indices: TypeAlias = NDArray[np.int64]
 
 
 def few_shot(labels: NDArray[Any], shots: int | None, rng: np.random.Generator) -> Indices:
     """`shots` random images of each class that occurs in labels (n,); None takes all.
+
+    Of multi-hot labels (n, C) images are drawn in random order, passing over those that show no class still in need,
+    until every class has at least `shots` positives: common classes get more, and it takes shots * C images at most.
 
     Raises BadInput for fewer than one shot and for a class with fewer images than shots.
     """
@@ -28,6 +34,8 @@ def few_shot(labels: NDArray[Any], shots: int | None, rng: np.random.Generator) 
         return np.arange(len(y), dtype=np.int64)
     if shots < 1:
         raise BadInput(f"shots must be at least 1, got {shots}; leave it empty to take all images")
+    if y.ndim == 2:
+        return _few_positives(y == 1, shots, rng)
     chosen = []
     for c in np.unique(y):
         mine = np.flatnonzero(y == c)
@@ -35,6 +43,55 @@ def few_shot(labels: NDArray[Any], shots: int | None, rng: np.random.Generator) 
             raise BadInput(f"class {c} has {len(mine)} images, {shots} shots asked for; ask for {len(mine)} or fewer")
         chosen.append(rng.choice(mine, shots, replace=False))
     return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def _few_positives(shown: NDArray[np.bool_], shots: int, rng: np.random.Generator) -> Indices:
+    """The draw of `few_shot` for images that show several classes each (n, C)."""
+    total = shown.sum(0)
+    if (total < shots).any():
+        c = int((total < shots).argmax())
+        remedy = f"ask for {total[c]} or fewer" if total[c] else "take all images or leave the class out"
+        raise BadInput(f"class {c} has {total[c]} images, {shots} shots asked for; {remedy}")
+    need = np.full(shown.shape[1], shots)
+    chosen = []
+    for i in rng.permutation(len(shown)):
+        if (need[shown[i]] > 0).any():
+            chosen.append(i)
+            need -= shown[i]
+    return np.sort(np.array(chosen, np.int64))
+
+
+def masked(labels: NDArray[Any], share: float, mode: Mask, rng: np.random.Generator) -> NDArray[np.int8]:
+    """Training labels of which only a part was annotated: a copy of multi-hot labels (n, C).
+
+    Every entry is masked on its own with probability `share`. "unknown" makes it -1, positive or negative; losses and
+    metrics leave it out. "negative" makes masked positives 0, as FedMPT's released code does. One generator masks the
+    same entries in both modes, and with a larger share the same ones and more. Test labels stay as they are.
+
+    Raises BadInput for labels (n,), a share outside [0, 1) and another mode.
+    """
+    y = np.asarray(labels)
+    if y.ndim != 2:
+        raise BadInput(f"labels of shape {y.shape} have one class per image; mask multi-label data only")
+    if not 0 <= share < 1:
+        raise BadInput(f"the masked share must be in [0, 1), got {share}; 0.5 hides half of the labels")
+    if mode not in get_args(Mask):
+        raise BadInput(f"unknown mask mode {mode!r}. {did_you_mean(mode, get_args(Mask))}")
+    hidden = rng.random(y.shape) < share
+    return np.where(hidden if mode == "unknown" else hidden & (y == 1), -1 if mode == "unknown" else 0, y).astype(
+        np.int8
+    )
+
+
+def base_new(classes: int) -> tuple[Indices, Indices]:
+    """The classes to learn and those to meet unseen: the first ceil(C / 2) and the rest, as in CoOp's protocol.
+
+    Raises BadInput for fewer than two classes.
+    """
+    if classes < 2:
+        raise BadInput(f"base and new classes need at least 2 classes, got {classes}; take another data set")
+    both = np.arange(classes, dtype=np.int64)
+    return both[: -(-classes // 2)], both[-(-classes // 2) :]
 
 
 def stratified(labels: NDArray[Any], fractions: Sequence[float], rng: np.random.Generator) -> list[Indices]:
@@ -94,6 +151,53 @@ def local_tests(
                 held[k, c] += 1
                 break
     return [np.flatnonzero(owner == k) for k in range(len(parts))]
+
+
+def cluster_tests(
+    train_features: NDArray[Any], parts: Sequence[NDArray[Any]], test_features: NDArray[Any]
+) -> list[Indices]:
+    """The test set shared out by resemblance: each image goes to the client whose mean training feature is nearest.
+
+    Features (n, d) and (m, d) are scaled to unit length first; a mean of them is not scaled again, so that the rule is
+    k-means' own. Ties go to the lowest client. A client that trains but is left without then gets the test image
+    nearest to its mean, from a client that keeps at least one.
+
+    Returns:
+        K sorted arrays of positions in test_features; empty for a client without training images.
+    """
+    x, train = unit(test_features), unit(train_features)
+    active = [k for k, part in enumerate(parts) if len(part)]
+    far = np.full((len(x), len(parts)), np.inf)  # squared distances, without the test image's own length, always 1
+    for k in active:
+        mean = train[parts[k]].mean(0)
+        far[:, k] = mean @ mean - 2 * x @ mean
+    owner = far.argmin(1) if active else np.full(len(x), -1)
+    for k in active:
+        sizes = np.bincount(owner, minlength=len(parts))
+        spare = np.flatnonzero(sizes[owner] > 1)
+        if not sizes[k] and len(spare):
+            owner[spare[far[spare, k].argmin()]] = k
+    return [np.flatnonzero(owner == k) for k in range(len(parts))]
+
+
+def even_tests(parts: Sequence[NDArray[Any]], n_test: int, rng: np.random.Generator) -> list[Indices]:
+    """`n_test` test images shared out at random, in proportion to the clients' training images, by largest remainder.
+
+    A client that trains but whose share rounds to 0 gets an image of the largest share that keeps at least one.
+
+    Returns:
+        K sorted arrays of positions 0 .. n_test-1; all empty if nobody trains.
+    """
+    sizes = np.array([len(part) for part in parts])
+    if not sizes.any():
+        return [np.arange(0) for _ in parts]
+    shares = _shares(sizes, n_test, rng)
+    for k in np.flatnonzero((sizes > 0) & (shares == 0)):
+        donor = int(shares.argmax())
+        if shares[donor] > 1:
+            shares[donor] -= 1
+            shares[k] += 1
+    return [np.sort(part) for part in np.split(rng.permutation(n_test), np.cumsum(shares)[:-1])]
 
 
 def _shares(weights: NDArray[Any], total: int, rng: np.random.Generator) -> Indices:

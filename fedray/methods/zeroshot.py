@@ -14,6 +14,9 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.prompts import NoPrompts
 
+FIDELITY = "verified"
+PROTOCOL = {"rounds": 1}
+
 
 def zeroshot(clip: Backbone, *, temperature: float | None = None) -> PromptMethod:
     """CLIP as it was pretrained.

@@ -63,7 +63,7 @@ def test_features_equal_the_towers_own(
     monkeypatch.setattr(features, "BLOCK", block)
     clip = Tower()
     samples = store(tmp_path, clip, table, content)
-    batches = [clip.encode_image(clip.preprocess(x), tokens=True) for x in pixels_of(table).split(64)]
+    batches = [clip.encode_image(clip.preprocess(x), tokens="patches") for x in pixels_of(table).split(64)]
     index = np.random.default_rng(0).integers(0, 150, 400)
     got = samples.take(index)
     assert isinstance(got, Features)
@@ -314,7 +314,7 @@ def test_a_real_backbone_gives_the_same_features_through_the_store(tmp_path: Pat
     assert pixels.shape == (150, 3, size, size)
     stored = store(tmp_path, clip, table, "tokens").take(np.arange(150))
     with torch.no_grad():
-        batches = [clip.encode_image(clip.preprocess(x), tokens=True) for x in pixels.split(64)]
+        batches = [clip.encode_image(clip.preprocess(x), tokens="patches") for x in pixels.split(64)]
     assert torch.equal(stored.pooled, torch.cat([b.pooled for b in batches]))
     assert torch.equal(stored.tokens, torch.cat([b.tokens for b in batches]))
     assert clip.encode_image(stored).pooled is stored.pooled

@@ -13,7 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedray.data.partition import Cell, Dirichlet, Iid, Partition, _dirichlet, digest, load, save, table
+from fedray.data.partition import (
+    Cell,
+    Clusters,
+    Dirichlet,
+    Iid,
+    Partition,
+    _dirichlet,
+    digest,
+    load,
+    rarest,
+    save,
+    table,
+)
 from fedray.errors import BadInput, Unavailable
 
 labellings = st.lists(st.integers(0, 6), min_size=1, max_size=120).map(np.array)
@@ -97,8 +109,8 @@ def test_too_many_clients_are_refused_with_value_rule_and_remedy() -> None:
     assert str(error.value) == (
         "12 clients with min_size 1 need at least 12 images, got 10; fewer clients or more shots"
     )
-    with pytest.raises(BadInput, match=r"labels of shape \(2, 2\) are not one class per image"):
-        Iid(clients=1)(np.zeros((2, 2), int), rng())
+    with pytest.raises(BadInput, match=r"labels of shape \(2, 2, 2\) are not one class per image"):
+        Iid(clients=1)(np.zeros((2, 2, 2), int), rng())
 
 
 def test_no_images_are_fine_without_a_minimum() -> None:
@@ -183,6 +195,8 @@ def test_fields_out_of_range_are_refused(fields: dict[str, float], message: str)
 def test_kind_tells_partitions_apart() -> None:
     adapter = TypeAdapter(Partition)
     assert adapter.validate_python({"kind": "iid", "clients": 3}) == Iid(clients=3)
+    assert adapter.validate_python({"kind": "clusters", "min_size": 2}) == Clusters(min_size=2)
+    assert [kind().by_features for kind in (Iid, Dirichlet, Clusters)] == [False, False, True]
     split = Dirichlet(clients=4, alpha=0.5)
     assert adapter.validate_json(adapter.dump_json(split)) == split
 
@@ -210,6 +224,121 @@ def test_saved_partitions_come_back(tmp_path_factory: pytest.TempPathFactory, la
     assert np.array_equal(seen, labels)
     assert [child.name for child in path.parent.iterdir()] == ["partition.parquet"]
     assert pq.read_schema(path).names == ["client", "index", "label"]
+
+
+multi_hot = st.integers(0, 2**32).map(lambda s: (rng(s).random((1 + s % 60, 1 + s % 7)) < 0.3).astype(np.int8))
+
+
+@settings(deadline=None)
+@given(labels=multi_hot, clients=st.integers(1, 12), seed=st.integers(0, 99))
+def test_iid_deals_images_with_several_classes_by_the_rarest(labels: np.ndarray, clients: int, seed: int) -> None:
+    if clients > len(labels):
+        with pytest.raises(BadInput, match=f"need at least {clients} images"):
+            Iid(clients=clients)(labels, rng(seed))
+        return
+    parts = Iid(clients=clients)(labels, rng(seed))
+    assert_set_partition(parts, clients, len(labels))
+    assert np.ptp([len(part) for part in parts]) <= 1
+    for c in range(labels.shape[1] + 1):
+        assert np.ptp([(rarest(labels)[part] == c).sum() for part in parts]) <= 1
+
+
+def test_the_rarest_class_is_the_one_that_fewest_images_show() -> None:
+    labels = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0], [0, 0, 0], [-1, -1, -1]], np.int8)
+    assert rarest(labels).tolist() == [1, 2, 0, 3, 3]
+
+
+def test_dirichlet_refuses_several_classes_and_says_what_to_take() -> None:
+    with pytest.raises(BadInput) as error:
+        Dirichlet()(np.zeros((20, 3), np.int8), rng())
+    assert str(error.value) == (
+        "labels of shape (20, 3): partition dirichlet deals single-label classes; "
+        "for multi-label data take partition clusters or iid"
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 60), clients=st.integers(1, 9), least=st.integers(0, 5), seed=st.integers(0, 99))
+def test_clusters_are_a_set_partition_with_their_minimum(n: int, clients: int, least: int, seed: int) -> None:
+    x, split = rng(seed).normal(size=(n, 3)), Clusters(clients=clients, min_size=least)
+    if clients * max(least, 1) > n:
+        with pytest.raises(BadInput, match=f"need at least {clients * max(least, 1)} images, got {n}"):
+            split(np.zeros(n, int), rng(seed), x)
+        return
+    parts = split(np.zeros(n, int), rng(seed), x)
+    assert_set_partition(parts, clients, n)
+    assert min(map(len, parts)) >= least
+    assert digest(parts) == digest(split(np.zeros((n, 2), np.int8), rng(seed), 7 * x))  # neither labels nor lengths
+
+
+def test_clusters_find_what_lies_together() -> None:
+    truth = rng().permutation(np.repeat(np.arange(4), [40, 30, 20, 10]))
+    x = np.eye(4)[truth] * 9 + rng(1).normal(size=(100, 4)) * 0.5
+    parts = Clusters(clients=4)(truth, rng(), x)
+    assert sorted(len(part) for part in parts) == [10, 20, 30, 40]
+    assert all(np.ptp(truth[part]) == 0 for part in parts)
+
+
+def test_a_small_cluster_is_filled_with_the_nearest_of_the_largest() -> None:
+    angle = np.deg2rad([0, 1, 2, 3, 40, 180])
+    parts = Clusters(clients=2, min_size=3)(np.zeros(6, int), rng(), np.c_[np.cos(angle), np.sin(angle)])
+    assert sorted(part.tolist() for part in parts) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_equal_images_still_fill_every_client() -> None:
+    parts = Clusters(clients=4)(np.zeros(9, int), rng(), np.ones((9, 2)))
+    assert_set_partition(parts, 4, 9)
+    assert min(map(len, parts)) == 1
+
+
+def test_clusters_need_features() -> None:
+    for features, got in ((None, "none"), (np.ones((3, 2)), "3")):
+        with pytest.raises(BadInput) as error:
+            Clusters(clients=2)(np.zeros(4, int), rng(), features)
+        assert (
+            str(error.value) == f"partition clusters needs image features (n, d), one for each of 4 images, got {got}"
+        )
+    for features in (np.full((4, 2), np.nan), np.zeros(4)):
+        with pytest.raises(BadInput, match="are not finite rows"):
+            Clusters(clients=2)(np.zeros(4, int), rng(), features)
+
+
+def test_table_counts_an_image_in_each_class_it_shows() -> None:
+    labels = np.array([[1, 0, 1], [0, -1, 1], [0, 0, 0]], np.int8)
+    assert table([np.array([0, 1]), np.array([2])], labels) == [Cell(0, 0, 1), Cell(0, 2, 2)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(labels=multi_hot, seed=st.integers(0, 9))
+def test_several_classes_come_back(tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, seed: int) -> None:
+    path = tmp_path_factory.mktemp("p") / "partition.parquet"
+    labels = np.where(rng(seed).random(labels.shape) < 0.1, -1, labels).astype(np.int8)
+    parts = [*Iid(clients=1)(labels, rng(seed)), np.array([], np.int64)]
+    assert save(path, parts, labels) == digest(parts)
+    again, seen = load(path)
+    assert digest(again) == digest(parts)
+    assert np.array_equal(seen, labels)
+    assert seen.dtype == np.int8
+    rows = pq.read_table(path)
+    assert rows.column_names == ["client", "index", "label", "labels"]
+    assert set(rows["label"].to_pylist()) == {-1}
+
+
+def test_no_flipped_bit_changes_several_classes_unnoticed(tmp_path: Path) -> None:
+    labels = (rng().random((60, 5)) < 0.4).astype(np.int8)
+    path, parts = tmp_path / "p.parquet", Iid(clients=4)(labels, rng())
+    save(path, parts, labels)
+    whole = path.read_bytes()
+    for bit in rng(5).choice(8 * len(whole), 200, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << (bit % 8)
+        path.write_bytes(damaged)
+        try:
+            again, seen = load(path)
+        except Unavailable:
+            continue
+        assert digest(again) == digest(parts)
+        assert np.array_equal(seen, labels)
 
 
 def saved(tmp_path: Path) -> tuple[Path, list[np.ndarray], np.ndarray]:
@@ -268,5 +397,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_room_of_configurations_imports_no_heavy_package() -> None:
-    code = "import sys, fedray.data.partition; print({'torch', 'pyarrow', 'ray', 'mlflow', 'ot'} & set(sys.modules))"
+    heavy = {"torch", "pyarrow", "ray", "mlflow", "ot", "sklearn"}
+    code = f"import sys, fedray.data.partition; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedray.data import sources
+from fedray.data import composites, sources
 from fedray.data.sources import SYSTEM, Source, Table, digits, fashion, find, names
 from fedray.errors import BadInput, Unavailable
 
@@ -58,7 +58,7 @@ def test_digits_are_enlarged_as_torch_does() -> None:
     assert (ours == ours[..., :1]).all()
     key = [np.sort(images.reshape(len(images), -1).sum(1)) for images in (ours[..., 0].astype(float), expected)]
     np.testing.assert_allclose(*key, atol=0.5 * 28 * 28)
-    up = sources._bicubic(10, 28)
+    up = sources.bicubic(10, 28)
     np.testing.assert_allclose(
         np.clip(up @ np.pad(load_digits().images / 16, ((0, 0), (1, 1), (1, 1))) @ up.T, 0, 1) * 255,
         expected,
@@ -164,13 +164,14 @@ def test_labels_must_fit_the_images(tmp_path: Path) -> None:
 
 
 def test_sets_are_found_by_name() -> None:
-    assert {"digits", "fashion"} <= set(names())
-    assert not {"find", "names", "Source", "stratified"} & set(names())
+    assert {"digits", "fashion", "multidigits", "multifashion"} <= set(names())
+    assert not {"find", "names", "Source", "stratified", "likelihoods"} & set(names())
     assert find("digits") is digits
+    assert find("multidigits") is composites.multidigits
     with pytest.raises(BadInput) as error:
         find("fasion")
     assert str(error.value) == "unknown data set 'fasion'. Did you mean fashion?"
-    with pytest.raises(BadInput, match="Choose from: digits, fashion"):
+    with pytest.raises(BadInput, match="Choose from: colourdigits, digits, fashion, multidigits"):
         find("__class__")
 
 
@@ -191,7 +192,7 @@ def test_digests_see_pixels_shapes_labels_and_files(tmp_path: Path) -> None:
     assert len({t.digest for t in shaped}) == 3
     assert table.digest == Table(images[::-1][::-1], np.zeros(4, np.int64)).digest
     relabelled = Table(images, np.zeros(4, np.int64))
-    a, b = (Source("x", ("a",), ("{}",), t, t) for t in (table, relabelled))
+    a, b = (Source("x", tuple("abcd"), ("{}",), t, t) for t in (table, relabelled))
     assert a.digest != b.digest
     for name in "ab":
         (tmp_path / name).write_bytes(name.encode())
@@ -209,3 +210,50 @@ def test_tables_take_rows_in_order() -> None:
     assert paths.take(np.array([1])).images == (Path("b"),)
     with pytest.raises(BadInput, match="2 images but 1 labels; give one label for each image"):
         Table((Path("a"), Path("b")), np.arange(1))
+
+
+PIXEL = np.zeros((2, 1, 1, 3), np.uint8)
+
+
+def test_labels_are_one_class_or_a_multi_hot_row() -> None:
+    assert not Table(PIXEL, np.array([0, 4])).multilabel
+    assert Table(PIXEL, np.array([[1, 0, -1], [0, 0, 0]], np.int8)).multilabel
+    assert Table(PIXEL, np.array([[1, 0], [0, 1]], np.int8)).take(np.array([1])).labels.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0.0, 1.0]), "labels of shape (2,), float64, are neither int64 (n,) nor int8 (n, C); convert them"),
+        (
+            np.eye(2, dtype=np.int64),
+            "labels of shape (2, 2), int64, are neither int64 (n,) nor int8 (n, C); convert them",
+        ),
+        (np.zeros(2, np.int8), "labels of shape (2,), int8, are neither int64 (n,) nor int8 (n, C); convert them"),
+        (np.array([0, -1]), "a label is -1; classes count from 0"),
+        (np.array([[1, 0], [2, 0]], np.int8), "a label is 2; multi-hot labels are 1, 0 or -1 for unknown"),
+        (np.zeros((3, 2), np.int8), "2 images but 3 labels; give one label for each image"),
+    ],
+)
+def test_other_labels_are_refused(labels: np.ndarray, message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        Table(PIXEL, labels)
+    assert str(error.value) == message
+
+
+def test_a_source_names_every_class_and_mixes_no_kinds_of_labels() -> None:
+    one, several = Table(PIXEL, np.array([0, 2])), Table(PIXEL, np.eye(2, dtype=np.int8))
+    assert Source("x", ("a", "b"), ("{}",), several, several).multilabel
+    assert not Source("x", tuple("abcd"), ("{}",), one, one).multilabel
+    with pytest.raises(BadInput, match="x: train has 3 classes but 2 names; name each class"):
+        Source("x", ("a", "b"), ("{}",), one, one)
+    with pytest.raises(BadInput, match="x: train has 2 classes but 3 names; name each class"):
+        Source("x", tuple("abc"), ("{}",), several, several)
+    with pytest.raises(BadInput, match=r"x: train and test must both have labels \(n,\) or both \(n, C\)"):
+        Source("x", ("a", "b"), ("{}",), several, Table(PIXEL, np.array([0, 1])))
+
+
+def test_digests_see_multi_hot_labels() -> None:
+    labels = [np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 0]]), np.array([[1, 0], [0, -1]])]
+    tables = [Table(PIXEL, y.astype(np.int8)) for y in labels]
+    assert len({Source("x", ("a", "b"), ("{}",), t, t).digest for t in tables}) == 3

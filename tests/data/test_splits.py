@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.data.partition import Dirichlet
-from fedray.data.splits import few_shot, local_tests, stratified
+from fedray.data.partition import Clusters, Dirichlet
+from fedray.data.splits import base_new, cluster_tests, even_tests, few_shot, local_tests, masked, stratified
 from fedray.errors import BadInput
 
 
@@ -134,3 +136,144 @@ def test_local_tests_are_determined_by_the_generator() -> None:
     a, b, c = (local_tests(labels, parts, labels, rng(s)) for s in (1, 1, 2))
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert not all(np.array_equal(x, y) for x, y in zip(a, c, strict=True))
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 80), classes=st.integers(1, 6), shots=st.integers(1, 4), seed=st.integers(0, 99))
+def test_few_shot_of_several_classes_reaches_each(n: int, classes: int, shots: int, seed: int) -> None:
+    labels = rng(seed).choice(np.array([-1, 0, 1], np.int8), (n, classes), p=[0.1, 0.6, 0.3])
+    total = (labels == 1).sum(0)
+    if (total < shots).any():
+        c = int(np.flatnonzero(total < shots)[0])
+        with pytest.raises(BadInput, match=f"class {c} has {total[c]} images, {shots} shots asked for; "):
+            few_shot(labels, shots, rng(seed))
+        return
+    chosen = few_shot(labels, shots, rng(seed))
+    assert (np.diff(chosen) > 0).all()
+    assert len(chosen) <= shots * classes
+    held = (labels[chosen] == 1).sum(0)
+    assert (held >= shots).all()
+    assert (held == shots).any()  # the last image drawn was needed
+    assert np.array_equal(chosen, few_shot(labels, shots, rng(seed)))
+    assert few_shot(labels, None, rng()).tolist() == list(range(n))
+
+
+def test_few_shot_of_one_class_each_is_exact_in_either_form() -> None:
+    y = rng().permutation(np.repeat(np.arange(4), 9))
+    chosen = few_shot(np.eye(4, dtype=np.int8)[y], 3, rng())
+    assert np.bincount(y[chosen]).tolist() == [3] * 4
+
+
+def test_a_class_that_no_image_shows_has_its_own_remedy() -> None:
+    labels = np.array([[1, 0], [1, 0]], np.int8)
+    with pytest.raises(BadInput) as error:
+        few_shot(labels, 1, rng())
+    assert str(error.value) == "class 1 has 0 images, 1 shots asked for; take all images or leave the class out"
+    with pytest.raises(BadInput, match="class 0 has 2 images, 3 shots asked for; ask for 2 or fewer"):
+        few_shot(labels, 3, rng())
+
+
+@given(share=st.floats(0, 1, exclude_max=True), more=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 99))
+def test_masks_hide_the_same_entries_in_both_modes_and_more_with_a_larger_share(
+    share: float, more: float, seed: int
+) -> None:
+    labels = rng(seed).integers(-1, 2, (20, 5)).astype(np.int8)
+    before = labels.copy()
+    unknown, negative = (masked(labels, share, mode, rng(seed)) for mode in ("unknown", "negative"))
+    hidden = unknown != labels
+    assert np.array_equal(labels, before)
+    assert unknown.dtype == negative.dtype == np.int8
+    assert (unknown[hidden] == -1).all()
+    assert np.array_equal(negative != labels, hidden & (labels == 1))
+    assert (negative[hidden & (labels == 1)] == 0).all()
+    wider = masked(labels, max(share, more), "unknown", rng(seed))
+    assert (wider[hidden] == -1).all()
+
+
+def test_masks_hide_their_share_of_positives_and_negatives() -> None:
+    labels = np.repeat(np.array([[0, 1]], np.int8), 20_000, axis=0)
+    np.testing.assert_allclose((masked(labels, 0.3, "unknown", rng()) == -1).mean(0), 0.3, atol=0.015)
+    assert np.array_equal(masked(labels, 0, "unknown", rng()), labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "mode", "message"),
+    [
+        (np.zeros(3, int), 0.5, "unknown", "labels of shape (3,) have one class per image; mask multi-label data only"),
+        (np.eye(2), 1.0, "unknown", "the masked share must be in [0, 1), got 1.0; 0.5 hides half of the labels"),
+        (
+            np.eye(2),
+            float("nan"),
+            "unknown",
+            "the masked share must be in [0, 1), got nan; 0.5 hides half of the labels",
+        ),
+        (np.eye(2), 0.5, "negatives", "unknown mask mode 'negatives'. Did you mean negative?"),
+    ],
+)
+def test_masks_out_of_range_are_refused(labels: np.ndarray, share: float, mode: str, message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        masked(labels, share, mode, rng())
+    assert str(error.value) == message
+
+
+def test_base_classes_are_the_first_half_and_the_middle() -> None:
+    assert [part.tolist() for part in base_new(5)] == [[0, 1, 2], [3, 4]]
+    assert [part.tolist() for part in base_new(2)] == [[0], [1]]
+    with pytest.raises(BadInput, match="base and new classes need at least 2 classes, got 1"):
+        base_new(1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 40), m=st.integers(0, 40), clients=st.integers(1, 6), seed=st.integers(0, 99))
+def test_cluster_tests_go_to_the_nearest_mean(n: int, m: int, clients: int, seed: int) -> None:
+    train, test = rng(seed).normal(size=(n, 3)), rng(seed + 1).normal(size=(m, 3))
+    parts = Dirichlet(clients=clients, alpha=1, min_size=0)(np.zeros(n, int), rng(seed))
+    tests = cluster_tests(train, parts, test)
+    assert np.array_equal(np.sort(np.concatenate(tests)), np.arange(m))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
+    means = np.array([unit[0][part].mean(0) if len(part) else np.full(3, np.inf) for part in parts])
+    far = np.linalg.norm(unit[1][:, None] - means, axis=2)
+    owner = np.empty(m, int)
+    for k, mine in enumerate(tests):
+        owner[mine] = k
+        assert len(parts[k]) or not len(mine)
+    moved = np.flatnonzero(owner != far.argmin(1))
+    assert all(len(tests[owner[i]]) == 1 for i in moved)  # only a client left without was given an image
+    if m >= clients:
+        assert all(len(mine) or not len(part) for part, mine in zip(parts, tests, strict=True))
+
+
+def test_clusters_are_tested_on_what_looks_alike() -> None:
+    truth = np.repeat(np.arange(4), 10)
+    x = np.eye(4)[truth] + rng().normal(size=(40, 4)) * 0.05
+    parts = Clusters(clients=4)(truth, rng(), x)
+    for part, mine in zip(parts, cluster_tests(x, parts, x[::-1] * 3), strict=True):
+        assert set(truth[::-1][mine]) == set(truth[part])
+
+
+def test_a_client_that_no_test_image_resembles_is_given_the_nearest() -> None:
+    train = np.array([[1, 0], [0, 1], [-1, 0.0]])
+    test = np.array([[1, 0.1], [1, 0.3], [1, 0.2]])
+    parts = [np.array([0]), np.array([1]), np.array([2]), np.array([], int)]
+    assert [mine.tolist() for mine in cluster_tests(train, parts, test)] == [[0], [1], [2], []]
+    assert [len(mine) for mine in cluster_tests(train, parts, test[:1])] == [1, 0, 0, 0]
+
+
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8), n=st.integers(0, 60), seed=st.integers(0, 99))
+def test_even_tests_follow_the_sizes(sizes: list[int], n: int, seed: int) -> None:
+    edges = np.cumsum([0, *sizes])
+    parts = [np.arange(a, b) for a, b in pairwise(edges)]
+    tests = even_tests(parts, n, rng(seed))
+    if not edges[-1]:
+        assert [len(mine) for mine in tests] == [0] * len(sizes)
+        return
+    assert np.array_equal(np.sort(np.concatenate(tests)), np.arange(n))
+    assert all((np.diff(mine) > 0).all() for mine in tests)
+    held = np.array([len(mine) for mine in tests])
+    assert not held[np.array(sizes) == 0].any()
+    if n >= np.count_nonzero(sizes):
+        assert held[np.array(sizes) > 0].all()
+    quota = n * np.array(sizes) / edges[-1]
+    if (quota[np.array(sizes) > 0] >= 1).all():
+        assert (abs(held - quota) < 1).all()
+    assert all(np.array_equal(a, b) for a, b in zip(tests, even_tests(parts, n, rng(seed)), strict=True))
