@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
 from fedray.data import sources
-from fedray.data.features import store
-from fedray.data.splits import few_shot, local_tests
+from fedray.data.exams import examined, only, refused
+from fedray.data.features import Samples, store
+from fedray.data.sources import Source, Table
+from fedray.data.splits import base_new, cluster_tests, even_tests, few_shot, local_tests, masked
 from fedray.errors import BadInput, Unavailable
-from fedray.experiment import Experiment
-from fedray.fed.client import Setup, threads
+from fedray.experiment import Experiment, Server, aggregator
+from fedray.fed.client import Exam, Setup, threads
 from fedray.fed.seeds import rng, torch_seed
-from fedray.method import parameters, split
+from fedray.method import Method, multilabel, parameters, split
 from fedray.nn import backbone
 from fedray.nn.task import build_task
-from fedray.types import Params
+from fedray.types import Features, Needs, Params
+
+Progress = Callable[[int, int], None]
 
 
 class Built(NamedTuple):
@@ -33,9 +38,10 @@ class Built(NamedTuple):
     setup: Setup
     shared: Params  # before round 1
     clients: tuple[int, ...]  # those that hold training images
-    labels: np.ndarray  # (n,) of the training images after the few-shot draw
+    labels: np.ndarray  # (n,) or (n, C) of the training images after the few-shot draw
     parts: list[np.ndarray]  # per client, positions in `labels`
     data_digest: str
+    server: Server  # the experiment's, with the method's own weighting where none is asked for
 
 
 def default_cache() -> Path:
@@ -43,9 +49,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("FEDRAY_CACHE") or Path.home() / ".cache" / "fedray")
 
 
-def build(
-    experiment: Experiment, *, cache: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> Built:
+def build(experiment: Experiment, *, cache: Path | None = None, progress: Progress | None = None) -> Built:
     """Load, split, partition, encode; the same experiment gives the same bytes.
 
     Args:
@@ -59,40 +63,99 @@ def build(
     """
     cache = cache or default_cache()
     e, seed = experiment, experiment.seed
+    refused(e.exams, e.split.classes)
     with threads(1):
         clip = backbone.load(e.clip.name, e.clip.weights, precision=e.clip.precision, seed=seed)
-        source = sources.find(e.data.name)(root=Path(e.data.root) if e.data.root else None)
+        whole = sources.find(e.data.name)(root=Path(e.data.root) if e.data.root else None)
+        source = whole if e.split.classes == "all" else only(whole, base_new(len(whole.names))[0])
+        task = build_task(clip, source.names, source.templates)._replace(multilabel=source.multilabel)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch_seed(seed, "initial"))
-            method = e.method.build(clip)
-        _check_server(method.server, e)
-        train = source.train.take(few_shot(source.train.labels, e.split.shots, rng(seed, "shots")))
-        labels = train.labels
-        parts = e.partition(labels, rng(seed, "partition"))
-        tests = local_tests(labels, parts, source.test.labels, rng(seed, "tests"))
+            method = e.method.build(clip, task)
+        _check(method, e, source)
+
+        def encoded(table: Table, content: Needs) -> Samples:
+            return store(cache / "features", clip, table, content, progress=progress)
+
+        train, parts, tests = _shared_out(e, source, encoded)
+        further = [examined(name, whole, source, e.data.root) for name in e.exams.split(",") if name]
         setup = Setup(
             backbone=_keep(clip, cache),
             precision=e.clip.precision,
             method=method,
-            task=build_task(clip, source.names, source.templates),
-            train=store(cache / "features", clip, train, method.needs, progress=progress),
-            test=store(cache / "features", clip, source.test, method.needs, progress=progress),
+            task=task,
+            train=encoded(train, method.needs),
+            test=encoded(source.test, method.needs),
             shards=tuple(parts),
             tests=tuple(tests),
             local=e.local,
             rounds=e.rounds,
             seed=seed,
+            exams=tuple(
+                Exam(name, build_task(clip, names, templates), encoded(table, method.needs))
+                for name, names, templates, table in further
+            ),
         )
     shared, _ = split(parameters(method), method.private)
     clients = tuple(k for k, p in enumerate(parts) if len(p))
-    return Built(setup, shared, clients, labels, parts, source.digest)
+    return Built(setup, shared, clients, train.labels, parts, whole.digest, _server(e, method))
 
 
-def _check_server(needed: str | None, e: Experiment) -> None:
-    """A method that lives on its inbox would train without a word of complaint, and without its point."""
-    if needed not in (None, e.server.kind):
+def _shared_out(
+    e: Experiment, source: Source, encoded: Callable[[Table, Needs], Samples]
+) -> tuple[Table, list[np.ndarray], list[np.ndarray]]:
+    """Training images with the labels that clients see, each client's positions among them, and among the tests."""
+    seed = e.seed
+    train = source.train.take(few_shot(source.train.labels, e.split.shots, rng(seed, "shots")))
+    by_features, several = e.partition.by_features, source.multilabel
+
+    def seen(table: Table) -> np.ndarray:
+        features = encoded(table, "pooled").take(np.arange(len(table)))
+        pooled: np.ndarray = cast(Features, features).pooled.numpy()
+        return pooled
+
+    features = seen(train) if by_features else None
+    parts = e.partition(train.labels, rng(seed, "partition"), features)
+    if features is not None:
+        tests = cluster_tests(features, parts, seen(source.test))
+    elif several:
+        tests = even_tests(parts, len(source.test), rng(seed, "tests"))
+    else:
+        tests = local_tests(train.labels, parts, source.test.labels, rng(seed, "tests"))
+    if e.split.mask:
+        hidden = masked(train.labels, e.split.mask, e.split.mask_mode, rng(seed, "mask"))
+        train = Table(train.images, hidden)
+    return train, parts, tests
+
+
+def _server(e: Experiment, method: Method) -> Server:
+    """The server that is asked for, or the method's own; and the method's own weighting where none is asked for."""
+    server: Any = aggregator(method.server or "fedavg") if e.server is None else e.server
+    undecided = getattr(server, "weighting", "") is None
+    chosen: Server = replace(server, weighting=method.weighting) if undecided else server
+    return chosen
+
+
+def _check(method: Method, e: Experiment, source: Source) -> None:
+    """What would train without a word of complaint, and without its point, or stop in the first round."""
+    if e.server is not None and method.server not in (None, e.server.kind):
         raise BadInput(
-            f"{e.method.name} needs what server.kind {needed} sends, got {e.server.kind}; add --server {needed}"
+            f"{e.method.name} needs what server.kind {method.server} sends, got {e.server.kind}; leave --server out, "
+            f"or say {method.server}"
+        )
+    if source.multilabel:
+        multilabel(method, e.method.name)
+        if e.split.classes != "all" or e.exams or e.local.label_space != "all":
+            raise BadInput(
+                f"{source.name} has several labels per image; split.classes, exams and local.label_space are for "
+                "one label per image: leave them out"
+            )
+    elif e.split.mask:
+        raise BadInput(f"split.mask hides some of several labels per image, {source.name} has one each; leave it out")
+    if e.method.per_class and (e.exams or e.local.label_space != "all"):
+        raise BadInput(
+            f"{e.method.name} learns something for each class, so exams and local.label_space own, which ask for other "
+            "classes, are not for it; leave them out"
         )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fedray.track.names import headline
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -54,10 +56,10 @@ def round_line(round: int, rounds: int, cohort: int, metrics: Mapping[str, float
     parts = [f"r {round:>{len(str(rounds))}}/{rounds}"]
     if (loss := get("train/loss")) is not None:
         parts.append(f"loss {loss:.3g}")
-    if (local := get("eval/local/acc1")) is not None:
-        parts.append(f"local {local:.1f} ±{get('eval/local/acc1_std', math.nan):.1f}")
-    if (whole := get("eval/global/acc1")) is not None:
-        parts.append(f"global {whole:.1f}")
+    if (local := headline(metrics, "local")) is not None:
+        parts.append(f"local {metrics[local]:.1f} ±{get(f'{local}_std', math.nan):.1f}")
+    if (whole := headline(metrics, "global")) is not None:
+        parts.append(f"global {metrics[whole]:.1f}")
     parts.append(f"fit {get('agg/accepted', cohort):.0f}/{cohort}")
     if (seconds := get("time/round_s")) is not None:
         parts.append(duration(seconds))
@@ -141,8 +143,8 @@ def _state(done: bool, error: str) -> str:
 
 
 def _scores(metrics: Mapping[str, float]) -> str:
-    names = {"local": "eval/local/acc1", "global": "eval/global/acc1"}
-    found = [f"{view} {metrics[key]:.1f}" for view, key in names.items() if key in metrics]
+    names = {view: headline(metrics, view) for view in ("local", "global")}
+    found = [f"{view} {metrics[key]:.1f}" for view, key in names.items() if key is not None]
     return " · ".join(found) or "done before"
 
 

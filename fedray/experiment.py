@@ -12,14 +12,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from fedray.data.partition import Dirichlet, Partition
 from fedray.errors import BadInput, did_you_mean
+from fedray.fed.gaussian import Gaussian
 from fedray.fed.local import Local
+from fedray.fed.mixtures import Mixtures
+from fedray.fed.outliers import Outliers
 from fedray.fed.peers import Experts, FedAWA, Peers
 from fedray.fed.server import FedAvg
 from fedray.recipe import Recipe
@@ -49,6 +52,15 @@ class Split:
     """What is taken of the data set before the clients share it."""
 
     shots: Annotated[int, Field(ge=1)] | None = 8  # training images per class over all clients; None: all of them
+    classes: Literal["all", "base"] = "all"  # "base": the first half alone; exam "new" then asks for the others
+    mask: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training labels hidden, of several per image
+    mask_mode: Literal["unknown", "negative"] = "unknown"  # hidden labels count for nothing, or as absent
+
+
+Server: TypeAlias = Annotated[
+    FedAvg | Peers | Experts | FedAWA | Mixtures | Outliers | Gaussian, Field(discriminator="kind")
+]
+"""Any aggregator, told apart by `kind`."""
 
 
 def _recipe(value: object) -> object:
@@ -72,10 +84,11 @@ class Experiment:
     split: Split = Split()
     partition: Partition = Dirichlet()
     local: Local = Local()
-    server: Annotated[FedAvg | Peers | Experts | FedAWA, Field(discriminator="kind")] = FedAvg()
+    server: Server | None = None  # None: what the method needs, FedAvg for most
     rounds: Annotated[int, Field(ge=1)] = 20
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the clients, in each round
     evaluate_every: Annotated[int, Field(ge=1)] = 1  # rounds; the last one is always evaluated
+    exams: str = ""  # further tests of the final model, by comma: new, a data set, inverted, rotated, noisy, coarse
     seed: Annotated[int, Field(ge=0)] = 0
 
     def override(self, **changes: Any) -> Experiment:
@@ -106,11 +119,11 @@ class Experiment:
         """Leaves that differ from the defaults, and always the method and the partition's kind, by dotted path."""
         recipe = Recipe(self.method.reference)
         mine = flatten(as_dict(self))
-        plain = Experiment(method=recipe, partition=type(self.partition)(), server=type(self.server)())
-        theirs = flatten(as_dict(plain))
+        server = None if self.server is None else type(self.server)()
+        theirs = flatten(as_dict(Experiment(method=recipe, partition=type(self.partition)(), server=server)))
         kept = {path: value for path, value in mine.items() if value != theirs[path]}
         kept |= {"method.name": self.method.identity, "partition.kind": mine["partition.kind"]}
-        return kept if isinstance(self.server, FedAvg) else kept | {"server.kind": mine["server.kind"]}
+        return kept if server is None else kept | {"server.kind": mine["server.kind"]}
 
 
 def grid(base: Experiment, axes: Mapping[str, Sequence[Any]]) -> list[Experiment]:
@@ -161,6 +174,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, leaf = path.split(".")
     node = tree
+    if parents == ["server"] and tree["server"] is None:
+        tree["server"] = {"kind": "fedavg"}
     for name in parents:
         if not isinstance(node.get(name), dict):
             raise BadInput(f"{path} is not a field. {did_you_mean(path, flatten(tree))}")
@@ -170,7 +185,7 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     if path in ("method", "method.name"):
         tree["method"] = value if isinstance(value, Mapping) else {"name": value}
     elif path in ("server", "server.kind") and not isinstance(value, Mapping):
-        tree["server"] = {"kind": value}
+        tree["server"] = None if value is None else {"kind": value}
     elif path in ("partition", "partition.kind") and not isinstance(value, Mapping):
         tree["partition"] = {"kind": value, "clients": tree["partition"]["clients"]}
     elif isinstance(node.get(leaf), dict) and not isinstance(value, Mapping):
@@ -179,6 +194,12 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
         )
     else:
         node[leaf] = value
+
+
+def aggregator(kind: str) -> Server:
+    """The aggregator of this kind, with its defaults."""
+    found: Server = _SERVER.validate_python({"kind": kind})
+    return found
 
 
 _RULES = {
@@ -218,3 +239,4 @@ def _explain(error: ValidationError) -> str:
 
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
+_SERVER: TypeAdapter[Server] = TypeAdapter(Server)

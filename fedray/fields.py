@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, ge
 
 from fedray import recipe
 from fedray.console import columns, say, tell
-from fedray.data.partition import Dirichlet, Iid
-from fedray.experiment import Experiment, as_dict, flatten
-from fedray.fed.peers import Experts, FedAWA, Peers
-from fedray.fed.server import FedAvg
+from fedray.data.partition import Partition
+from fedray.experiment import Experiment, Server, as_dict, flatten
 from fedray.flags import Request, canonical
 from fedray.track.export import without_secrets
 
@@ -22,10 +20,10 @@ if TYPE_CHECKING:
     from fedray.where import Where
 
 KINDS = {
-    "partition": ((Dirichlet, Iid), "who holds which image"),
-    "server": ((FedAvg, Peers, Experts, FedAWA), "its rule"),
+    "partition": (get_args(get_args(Partition)[0]), "who holds which image"),
+    "server": (get_args(get_args(Server)[0]), "its rule; none: what the method needs"),
 }
-"""Fields that hold one of several dataclasses; the default one comes first."""
+"""Fields that hold one of several dataclasses."""
 
 
 class Leaf(NamedTuple):
@@ -45,9 +43,10 @@ def leaves(cls: type = Experiment, prefix: str = "") -> Iterator[Leaf]:
         path, info = f"{prefix}{field.name}", annotations[field.name]
         default = None if info.default is MISSING else info.default
         if path in KINDS:
-            kinds, note = KINDS[path]
+            known, note = KINDS[path]
+            kinds = sorted(known, key=lambda kind: not isinstance(default, kind))  # the default one first
             names = [_infos(kind)["kind"].default for kind in kinds]
-            yield Leaf(path, names[0], " | ".join(names), note)
+            yield Leaf(path, None if default is None else names[0], " | ".join(names), note)
             yield from (leaf for leaf in leaves(kinds[0], f"{path}.") if leaf.path != f"{path}.kind")
         elif isinstance(default, recipe.Recipe):
             yield Leaf(path, default.name, "a method's name, or a .py file", "its options: --method.<option>")

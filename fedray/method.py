@@ -1,24 +1,27 @@
 """A method is what learns: prompts, a head, a loss, and which of its parameters stay with the client.
 
-    loss = sum of named terms:  task loss + sum_i weight_i * penalty_i(method, given, x, out)
+    loss = sum of named terms:  task loss + the weighted terms of each penalty(method, given, x, y, out)
 
 Learnable is an attribute, frozen is an argument: a method's ``state_dict`` is exactly what it learns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
-from fedray.types import Features, Given, Needs, Output, Params
+from fedray.nn.heads import Cosine, Head, PatchSoftmax
+from fedray.nn.losses import task_loss
+from fedray.nn.multilabel import Centred
+from fedray.types import Features, Given, Needs, Output, Params, Weighting
 
-Penalty: TypeAlias = Callable[["PromptMethod", Given, "Tensor | Features", Output], Tensor]
+Penalty: TypeAlias = Callable[[Any, Given, "Tensor | Features", Tensor, Output], dict[str, Tensor]]
+"""Loss terms beside the task loss: by name, with their weight."""
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,18 +31,38 @@ class Method(Protocol):
     private: Sequence[str]
     """Name patterns of the parameters that stay with the client; () shares all, ("*",) is local training."""
 
-    needs: Needs
-    """What it reads of an image: pooled features, patch tokens too, or the pixels (vision prompts)."""
+    @property
+    def needs(self) -> Needs:
+        """What it reads of an image: pooled features, patch tokens too, or the pixels (vision prompts)."""
+        ...
 
     server: str | None
     """Kind of server whose inbox it lives on; None: any will do."""
+
+    weighting: Weighting
+    """How its paper weighs clients in the mean: by samples, or all alike; ``server.weighting`` overrides it."""
+
+    rates: Mapping[str, float]
+    """Factor on the learning rate by name pattern; {} leaves every rate as it is."""
 
     def __call__(self, given: Given, x: Tensor | Features) -> Output:
         """Forward pass on a batch of images, pixels (B, 3, H, W) or stored features."""
         ...
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """Name each loss term; their sum is minimised."""
+        """Name each loss term; their sum is minimised. y: (B,) classes, or (B, C) of 1, 0 and -1 (unknown)."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What it learns, as every module has it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it learns, and statistics that go with it."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any:
+        """Take all of that back."""
         ...
 
 
@@ -50,9 +73,11 @@ class PromptMethod(nn.Module):
         prompts: injector, ``(given, x) -> Prompts``.
         head: ``(text, image, scale) -> logits (B, C)``.
         private: name patterns of the parameters that never leave the client.
-        penalties: further loss terms by name.
-        loss: ``(logits (B, C), y (B,)) -> scalar``.
+        penalties: further loss terms.
+        loss: ``(logits (B, C), y) -> scalar``; by default cross entropy, or the asymmetric loss where y is (B, C).
         server: kind of server whose inbox it lives on; None: any will do.
+        weighting: how the paper weighs clients.
+        rates: factor on the learning rate by name pattern.
     """
 
     def __init__(
@@ -61,13 +86,16 @@ class PromptMethod(nn.Module):
         head: nn.Module,
         *,
         private: Sequence[str] = (),
-        penalties: Mapping[str, Penalty] | None = None,
-        loss: Loss = F.cross_entropy,
+        penalties: Sequence[Penalty] = (),
+        loss: Loss = task_loss,
         server: str | None = None,
+        weighting: Weighting = "samples",
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.prompts, self.head, self.private, self.loss = prompts, head, tuple(private), loss
-        self.penalties, self.server = dict(penalties or {}), server
+        self.penalties, self.server = tuple(penalties), server
+        self.weighting, self.rates = weighting, dict(rates or {})
         split(parameters(self), self.private)  # a pattern that matches nothing fails here, not after an hour
 
     @property
@@ -81,16 +109,37 @@ class PromptMethod(nn.Module):
         """Encode text and images with this method's prompts, and compare them."""
         prompts = self.prompts(given, x)
         text = given.clip.encode_text(given.task, prompts.text)
-        image = given.clip.encode_image(x, prompts.vision, tokens=bool(self.head.tokens))
+        image = given.clip.encode_image(x, prompts.vision, tokens=cast(Head, self.head).tokens)
         return Output(text, image, self.head(text, image, given.clip.logit_scale))
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss and each penalty, by name."""
+        """The task loss and each penalty's terms, by name."""
         out = self(given, x)
-        return {"loss": self.loss(out.logits, y)} | {k: f(self, given, x, out) for k, f in self.penalties.items()}
+        terms = {"loss": self.loss(out.logits, y)}
+        for penalty in self.penalties:
+            terms |= penalty(self, given, x, y, out)
+        return terms
 
 
-def parameters(method: nn.Module) -> Params:
+def multilabel(method: Any, name: str) -> None:
+    """Turn a method that compares by cosine into its multi-label form, in place: patches take the cosine's place.
+
+    So do the multi-label papers with the baselines that they compare with (FedMPT, section IV); the loss follows the
+    labels. Unlike theirs, logits are centred, image by image: they would saturate the sigmoid (see `Centred`). A method
+    whose head reads several labels already is left as it is.
+
+    Raises:
+        BadInput: the method's head is made for one label per image.
+    """
+    part = getattr(method, "student", method)  # a method around another one
+    head = getattr(part, "head", None)
+    if isinstance(head, Cosine) and isinstance(part, PromptMethod):
+        part.head = Centred(PatchSoftmax(temperature=head.temperature))
+    elif not getattr(head, "multilabel", False):
+        raise BadInput(f"method {name} has no multi-label form; take fedmpt, dualcoop, or one that compares by cosine")
+
+
+def parameters(method: Method | nn.Module) -> Params:
     """A detached copy, on the CPU, of everything that the method learns."""
     return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
 
@@ -108,7 +157,7 @@ def split(params: Params, private: Sequence[str]) -> tuple[Params, Params]:
     return {n: v for n, v in params.items() if n not in kept}, {n: v for n, v in params.items() if n in kept}
 
 
-def load(method: nn.Module, params: Params) -> None:
+def load(method: Method | nn.Module, params: Params) -> None:
     """Put `params` into the method, all of them and nothing else, in place (optimisers keep their references)."""
     with torch.no_grad():
         method.load_state_dict(params, strict=True)

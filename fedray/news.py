@@ -76,6 +76,11 @@ def board(cells: Sequence[Experiment], *, json: bool) -> Iterator[Callable[..., 
     yield line
 
 
+def failed(cell: Experiment, reason: str, folder: Path) -> None:
+    """Say which cell did not reach its end, and why."""
+    console.complain(f"{console.describe(cell)}: {reason or 'did not finish'} ({folder})", kind="failed")
+
+
 def end(
     folders: Sequence[RunFolder],
     home: Path,
@@ -84,6 +89,7 @@ def end(
     json: bool,
     axes: Sequence[str] = (),
     x: str | None = None,
+    costs: Sequence[str] = (),
     failed: int = 0,
 ) -> Outcome:
     """Make the final table and the figures, show the table, then the paths and the next commands.
@@ -95,6 +101,7 @@ def end(
         json: for programs.
         axes: fields that differ between the runs, by dotted path.
         x: the field to draw accuracy against; None: alpha, or the one further axis.
+        costs: columns of what a run cost, to show too.
         failed: number of cells that failed.
 
     Returns:
@@ -102,7 +109,7 @@ def end(
     """
     from fedray.outcome import outcome  # pandas is slow to import
 
-    made = outcome(folders, home, axes=axes, x=x, draw=len(folders) > 1)
+    made = outcome(folders, home, axes=axes, x=x, costs=costs, draw=len(folders) > 1)
     if json:
         rows = [] if made.table is None else made.table.to_dict("records")
         tell("end", path=home, failed=failed, results=rows, files=made.saved)

@@ -14,7 +14,7 @@ from fedray.track.run import RunFolder
 
 COORDINATES = ("method", "data.name", "partition", "partition.alpha", "seed")
 """Fields that every table has a place for."""
-SCORES = ("acc_local", "acc_global")
+SCORES = ("acc_local", "acc_global", "map_local", "map_global", "cf1_global", "of1_global")
 
 
 class Outcome(NamedTuple):
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
         """Means by method, ``final/acc_local/fedotp``: over whatever else the table's rows tell apart."""
         if self.table is None:
             return {}
-        scores = [name for name in SCORES if name in self.table.columns]
+        scores = [name for name in self.table.columns if f"{name}_std" in self.table.columns]
         means = self.table.groupby("method")[scores].mean()
         return {
             f"final/{score}/{method.lower()}": float(means.loc[method, score])
@@ -49,6 +49,7 @@ def outcome(
     *,
     axes: Sequence[str] = (),
     x: str | None = None,
+    costs: Sequence[str] = (),
     draw: bool = False,
 ) -> Outcome:
     """Mean and std over seeds of the finished runs, as table and figures in ``home/tables`` and ``home/figures``.
@@ -58,6 +59,7 @@ def outcome(
         home: the study's folder.
         axes: fields that differ between the runs, by dotted path.
         x: the field to draw accuracy against; None: alpha where there are several, else the one further axis.
+        costs: columns of `tables.COSTS` to show too.
         draw: make figures too: accuracy over rounds, over `x`, and the first partition.
 
     Raises:
@@ -65,10 +67,10 @@ def outcome(
     """
     more = [path for path in axes if path not in COORDINATES]
     frame = tables.cells(folders, fields=more)
-    metrics = [name for name in SCORES if frame[name].notna().any()]
+    metrics = _scored(frame)
     if not metrics:
         return Outcome(None, [], [])
-    table = tables.summary(frame, by=["method", "data", "alpha", *more], metrics=metrics)
+    table = tables.summary(frame, by=["method", "data", "alpha", *more], metrics=[*metrics, *costs])
     saved = tables.save(table, tables.sheet(table), _made(home / "tables"), "summary")
     column = {"partition.alpha": "alpha", "partition.clients": "clients"}.get(x or "", x)
     sheets = _sheets(table, metrics, column or "alpha")
@@ -80,6 +82,12 @@ def outcome(
     return Outcome(table, saved, sheets)
 
 
+def _scored(frame: pd.DataFrame) -> list[str]:
+    """Columns of scores that any run has: the two views', and those of exams."""
+    exams = [name for name in frame.columns if name.startswith("acc_") and name not in tables.METRICS]
+    return [name for name in (*SCORES, *exams) if frame[name].notna().any()]
+
+
 def _sheets(table: pd.DataFrame, metrics: Sequence[str], across: str) -> list[tables.Sheet]:
     """Papers print methods down and the setting across; that needs one row per method and value."""
     if across not in table or table[across].nunique() < 2 or table.duplicated(["method", across]).any():
@@ -87,7 +95,7 @@ def _sheets(table: pd.DataFrame, metrics: Sequence[str], across: str) -> list[ta
     sheets = []
     for metric in metrics:
         grid = tables.grid(table, metric=metric, columns=across)
-        header = (tables.TITLES[metric], *(f"{across} {title}" for title in grid.header[1:]))
+        header = (tables.title(metric), *(f"{across} {title}" for title in grid.header[1:]))
         sheets.append(grid._replace(header=header))
     return sheets
 
@@ -104,7 +112,7 @@ def _figures(done: Sequence[RunFolder], home: Path, more: Sequence[str], x: str 
             drawn[name] = figures.rounds_curve([folder for folder in done if alphas[folder] == alpha])
     x = x or ("alpha" if frame["alpha"].nunique() > 1 else more[0] if more else None)
     if x and x in frame and not set(more) - {x} and pd.api.types.is_numeric_dtype(frame[x]) and frame[x].nunique() > 1:
-        for metric in (name for name in SCORES if frame[name].notna().any()):
+        for metric in _scored(frame):
             drawn[f"{metric}-{x}"] = figures.curve(frame, x=x, y=metric)
     if done[0].partition_path.exists():
         drawn["partition"] = figures.partition_bubbles(done[0].partition_path, note=cell(done[0].config).title)

@@ -18,47 +18,69 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from fedray.errors import BadInput, did_you_mean
 
 if TYPE_CHECKING:
-    from fedray.method import PromptMethod
+    from fedray.method import Method
     from fedray.nn.backbone import Backbone
+    from fedray.types import Task
 
 Scalar: TypeAlias = bool | int | float | str | None
 HOME = Path(__file__).parent / "methods"
 
 
-class Recipe:
-    """Which method, with which options. Immutable; equal when method and options are equal."""
+class Card(NamedTuple):
+    """What a method's file says of its paper, as plain literals."""
 
-    def __init__(self, method: Callable[..., PromptMethod] | str, **options: Scalar) -> None:
+    fidelity: str  # verified against public code | code-read | paper-only | interpretation
+    protocol: dict[str, Scalar]  # the paper's settings for real CLIP: fields of an experiment by dotted path
+    space: dict[str, Any]  # what a search may change: (low, high), (low, high, "log"), or a list of choices
+
+
+class Recipe:
+    """Which method, with which options. Immutable; equal when method and options are equal.
+
+    `per_class` tells whether the method is made for a task's classes, and answers for no others.
+    """
+
+    def __init__(self, method: Callable[..., Method] | str, **options: Scalar) -> None:
         """Check the options against the method's signature.
 
         Raises:
             BadInput: no such method, no such option, or a value of another kind than the default.
         """
         if isinstance(method, str):
-            self._function: Callable[..., PromptMethod] | None = None
+            self._function: Callable[..., Method] | None = None
             self.file = _locate(method)
         else:
             self._function = method
             self.file = Path(inspect.getsourcefile(method) or "").resolve()
         self.name = self.file.stem if self._function is None else self._function.__name__
         self.defaults = signature(self.file, self.name)
+        self.per_class = positional(self.file, self.name) > 1
         for key, value in options.items():
             if key not in self.defaults:
                 raise BadInput(f"method.{key} is not an option of {self.name}. {did_you_mean(key, self.defaults)}")
             _check_kind(f"method.{key}", self.defaults[key], value)
         self.options: dict[str, Scalar] = {**self.defaults, **options}
 
-    def build(self, clip: Backbone) -> PromptMethod:
-        """Call the method's function. Random initial values come from torch's current generator."""
-        return (self._function or _import(self.file, self.name))(clip, **self.options)
+    def build(self, clip: Backbone, task: Task) -> Method:
+        """Call the method's function, with the task where it learns something for each class of it.
+
+        Random initial values come from torch's current generator.
+        """
+        function = self._function or _import(self.file, self.name)
+        return function(clip, task, **self.options) if self.per_class else function(clip, **self.options)
 
     @property
-    def reference(self) -> Callable[..., PromptMethod] | str:
+    def card(self) -> Card:
+        """What the method's file says of its paper."""
+        return card(self.file)
+
+    @property
+    def reference(self) -> Callable[..., Method] | str:
         """What names the same method again: the function, or else its name or file."""
         return self._function or (self.name if self.is_ours else str(self.file))
 
@@ -101,10 +123,38 @@ def signature(file: Path, name: str) -> dict[str, Scalar]:
     Raises:
         BadInput: the file has no such function, or an option without a plain default.
     """
+    node = _function(file, name)
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return {arg.arg: _default(file, arg.arg, value) for arg, value in pairs}
+
+
+@lru_cache
+def positional(file: Path, name: str) -> int:
+    """How many positional arguments the function takes: the backbone, or the backbone and the task."""
+    return len(_function(file, name).args.args)
+
+
+@lru_cache
+def card(file: Path) -> Card:
+    """The constants FIDELITY, PROTOCOL and SPACE of a method's file, which are plain literals; empty where missing.
+
+    Raises:
+        BadInput: one of them is no plain literal.
+    """
+    found: dict[str, Any] = {"FIDELITY": "", "PROTOCOL": {}, "SPACE": {}}
+    for node in _parse(file).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in found:
+            try:
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                raise BadInput(f"{file.name}: {node.targets[0].id} must be a plain literal") from None
+    return Card(found["FIDELITY"], found["PROTOCOL"], found["SPACE"])
+
+
+def _function(file: Path, name: str) -> ast.FunctionDef:
     for node in _parse(file).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-            return {arg.arg: _default(file, arg.arg, value) for arg, value in pairs}
+            return node
     raise BadInput(f"{file.name} has no function {name}; a method's function is named like its file")
 
 
@@ -156,7 +206,7 @@ def _check_kind(where: str, default: Scalar, value: Scalar) -> None:
         raise BadInput(f"{where} must be {kind}, got {value!r}")
 
 
-def _import(file: Path, name: str) -> Callable[..., PromptMethod]:
+def _import(file: Path, name: str) -> Callable[..., Method]:
     if file.parent == HOME:
         module = importlib.import_module(f"fedray.methods.{name}")
     else:

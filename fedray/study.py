@@ -99,7 +99,15 @@ def guarded(body: Callable[[], int]) -> int:
         return 143 if isinstance(stop, Terminated) else 130
 
 
-def sweep(cells: Sequence[Experiment], at: Where, *, name: str, axes: Sequence[str] = (), x: str | None = None) -> int:
+def sweep(
+    cells: Sequence[Experiment],
+    at: Where,
+    *,
+    name: str,
+    axes: Sequence[str] = (),
+    x: str | None = None,
+    costs: Sequence[str] = (),
+) -> int:
     """Run a grid and tell of it: plan, live table, MLflow, final table, figure.
 
     Args:
@@ -108,6 +116,7 @@ def sweep(cells: Sequence[Experiment], at: Where, *, name: str, axes: Sequence[s
         name: of the study: its folder and MLflow experiment.
         axes: fields that differ between cells, by dotted path: columns of the table.
         x: the axis to draw accuracy against.
+        costs: what a run cost, as further columns: up_kb, down_kb (per client and round), fit_s (per round).
 
     Returns:
         0, or 3 when a cell failed.
@@ -116,13 +125,10 @@ def sweep(cells: Sequence[Experiment], at: Where, *, name: str, axes: Sequence[s
         BadInput, Unavailable: see `fedray.engine.sweep.sweep`.
     """
     possible(cells, at.placement, None)
-    home = at.root / name
+    home, actors = at.root / name, at.actors or 1
     paths = [layout.place(at.root, name, cell.run_id) for cell in cells]
     done = [layout.is_run(path) and RunFolder(path).status["state"] == "done" for path in paths]
-    actors = at.actors or 1
-    hosts = "clients in the cell's process" if at.placement == "inline" else f"{at.placement}, {actors} per cell"
-    how = f"{hosts}, {at.concurrent or 'as many cells as CPUs or GPUs hold'} at a time"
-    news.plan(cells, sum(done), 0, home, how, json=at.json)
+    news.plan(cells, sum(done), 0, home, _how(at, actors), json=at.json)
     with resumable(again()), mirrored(at, name) as mirror:
         from fedray.engine import sweep as engine
 
@@ -132,23 +138,21 @@ def sweep(cells: Sequence[Experiment], at: Where, *, name: str, axes: Sequence[s
                 board(*progress)
                 mirror.sync(RunFolder(paths[progress.cell]))
 
-            ended = engine.sweep(
-                cells,
-                study=name,
-                runs=at.root,
-                placement=at.placement,
-                actors=actors,
-                concurrent=at.concurrent,
-                show=show,
-            )
+            where: dict[str, Any] = {"runs": at.root, "placement": at.placement, "concurrent": at.concurrent}
+            ended = engine.sweep(cells, study=name, actors=actors, show=show, **where)
         for cell, reason in ended.failed.items():
-            text = f"{console.describe(cells[cell])}: {reason or 'did not finish'} ({paths[cell]})"
-            console.complain(text, kind="failed")
-        failed = len(ended.failed)
-        made = news.end(ended.folders, home, following(at, name), json=at.json, axes=axes, x=x, failed=failed)
-        tables = home / "tables"
-        mirror.log_study(home, figures=home / "figures", tables=tables, metrics=made.metrics, note=made.markdown)
+            news.failed(cells[cell], reason, paths[cell])
+        shown: dict[str, Any] = {"json": at.json, "axes": axes, "x": x, "costs": costs, "failed": len(ended.failed)}
+        made = news.end(ended.folders, home, following(at, name), **shown)
+        mirror.log_study(
+            home, figures=home / "figures", tables=home / "tables", metrics=made.metrics, note=made.markdown
+        )
     return 3 if ended.failed else 0
+
+
+def _how(at: Where, actors: int) -> str:
+    hosts = "clients in the cell's process" if at.placement == "inline" else f"{at.placement}, {actors} per cell"
+    return f"{hosts}, {at.concurrent or 'as many cells as CPUs or GPUs hold'} at a time"
 
 
 def search(

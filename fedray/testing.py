@@ -16,14 +16,17 @@ import cloudpickle
 import torch
 from torch import Tensor
 
-from fedray.method import PromptMethod, load, parameters, split
+from fedray.errors import BadInput
+from fedray.experiment import Experiment
+from fedray.method import Method, load, multilabel, parameters, split
 from fedray.nn import backbone
 from fedray.nn.backbone import Backbone
 from fedray.nn.task import build_task
 from fedray.recipe import Recipe
-from fedray.types import Features, Given
+from fedray.types import Features, Given, Task
 
 MAX_LINES = 150
+FIDELITIES = ("verified", "code-read", "paper-only", "interpretation")
 NAMES = (("cat", "dog", "car"), ("red", "sea", "sun", "house", "tree"))
 IMAGES = 8
 
@@ -43,41 +46,57 @@ def check_method(recipe: Recipe | str, clip: Backbone | None = None) -> None:
             raise AssertionError(f"{recipe.name} fails {check.__name__}: {error}") from error
 
 
-def build(recipe: Recipe, clip: Backbone, seed: int = 0) -> PromptMethod:
-    """The recipe's method, from a seed, leaving the global random state alone."""
+def build(recipe: Recipe, clip: Backbone, seed: int = 0, *, task: int = 0) -> Method:
+    """The recipe's method for a made-up task, from a seed, leaving the global random state alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return recipe.build(clip)
+        return recipe.build(clip, labels(clip, task))
 
 
-def given(clip: Backbone, method: PromptMethod, task: int = 0) -> Given:
+def labels(clip: Backbone, task: int = 0) -> Task:
+    """One of the label spaces `NAMES`."""
+    return build_task(clip, NAMES[task], ["a photo of a {}."])
+
+
+def given(clip: Backbone, method: Method, task: int = 0) -> Given:
     """A forward pass's frozen part, as a client would have it: with what a server sends, peers' prompts included."""
-    names = NAMES[task]
     shared, _ = split(parameters(method), method.private)
     draw = torch.Generator().manual_seed(2)
     peers = {
         f"peers/{k}/{n}": v + 0.02 * torch.randn(v.shape, generator=draw) for k in (0, 1) for n, v in shared.items()
     }
-    return Given(clip, build_task(clip, names, ["a photo of a {}."]), received=shared, inbox=peers)
+    return Given(clip, labels(clip, task), received=shared, inbox=peers)
 
 
-def images(clip: Backbone, method: PromptMethod, count: int = IMAGES) -> Tensor | Features:
+def images(clip: Backbone, method: Method, count: int = IMAGES) -> Tensor | Features:
     """Images as the method wants them: pixels, or the features that a store would hold."""
     size = clip.arch.image_size
     x = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
     if method.needs == "pixels":
         return x
     with torch.no_grad():
-        return clip.encode_image(x, tokens=method.needs == "tokens")
+        return clip.encode_image(x, tokens="patches" if method.needs == "tokens" else False)
 
 
 def gives_logits_for_any_task(recipe: Recipe, clip: Backbone) -> None:
-    """Class names are an argument: another label space is another task, not another model."""
+    """Class names are an argument: another label space is another task, not another model (but see `per_class`)."""
     method = build(recipe, clip)
     for task, names in enumerate(NAMES):
+        if recipe.per_class and task:
+            refuses_other_classes(method, given(clip, method, task), images(clip, method))
+            method = build(recipe, clip, task=task)
         logits = method(given(clip, method, task), images(clip, method)).logits
         assert logits.shape == (IMAGES, len(names)), f"logits {tuple(logits.shape)}, not (B, C)"
         assert torch.isfinite(logits).all(), "logits are not finite"
+
+
+def refuses_other_classes(method: Method, other: Given, x: Tensor | Features) -> None:
+    """A method that learned something of each class says so when it is asked for others."""
+    try:
+        method(other, x)
+    except BadInput:
+        return
+    raise AssertionError("made for one task's classes, it answers for another number of them")
 
 
 def learns_what_it_declares(recipe: Recipe, clip: Backbone) -> None:
@@ -85,7 +104,7 @@ def learns_what_it_declares(recipe: Recipe, clip: Backbone) -> None:
     method = build(recipe, clip)
     g, x = given(clip, method), images(clip, method)
     y = torch.arange(IMAGES) % len(NAMES[0])
-    learnable = list(method.parameters())
+    learnable = [value for _, value in method.named_parameters()]
     if not learnable:
         assert not parameters(method), "a method without learnables has no state"
         return
@@ -149,6 +168,38 @@ def is_one_readable_file(recipe: Recipe, clip: Backbone) -> None:
     assert "Departs from" in doc, 'the module\'s docstring has no paragraph "Departs from ..."'
 
 
+def learns_several_labels(recipe: Recipe, clip: Backbone) -> None:
+    """Its multi-label form learns labels (B, C), unknown ones among them; or it says that it has none."""
+    method = build(recipe, clip)
+    try:
+        multilabel(method, recipe.name)
+    except BadInput:
+        return
+    g, x = given(clip, method), images(clip, method)
+    g = g._replace(task=g.task._replace(multilabel=True))
+    y = torch.tensor([[1, 0, -1], [0, 1, 1], [1, 1, 0], [0, 0, 1]], dtype=torch.int8).repeat(IMAGES // 4, 1)
+    terms = method.terms(g, x, y)
+    assert all(term.dim() == 0 and torch.isfinite(term) for term in terms.values()), f"terms are {terms}"
+    learnable = [value for _, value in method.named_parameters()]
+    if learnable:
+        slopes = torch.autograd.grad(torch.stack(list(terms.values())).sum(), learnable, allow_unused=True)
+        assert any(slope is not None and slope.abs().sum() for slope in slopes), "no gradient from several labels"
+
+
+def tells_of_its_paper(recipe: Recipe, clip: Backbone) -> None:
+    """FIDELITY, PROTOCOL and SPACE are there, and name fields that exist."""
+    if not recipe.is_ours:
+        return
+    card = recipe.card
+    assert card.fidelity in FIDELITIES, f"FIDELITY is {card.fidelity!r}, not one of {', '.join(FIDELITIES)}"
+    try:
+        Experiment().override(method=recipe.name, **card.protocol)
+        for path, axis in card.space.items():
+            Experiment().override(method=recipe.name, **{path: axis[0]})
+    except BadInput as error:
+        raise AssertionError(str(error)) from None
+
+
 CHECKS: tuple[Callable[[Recipe, Backbone], None], ...] = (
     gives_logits_for_any_task,
     learns_what_it_declares,
@@ -156,4 +207,6 @@ CHECKS: tuple[Callable[[Recipe, Backbone], None], ...] = (
     is_reproducible,
     keeps_private_what_it_says,
     is_one_readable_file,
+    learns_several_labels,
+    tells_of_its_paper,
 )

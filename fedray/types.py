@@ -8,9 +8,11 @@ d  joint width                w  width of a tower
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fedray.nn.backbone import Backbone
@@ -23,6 +25,10 @@ Place: TypeAlias = Literal["end", "after_cls"]
 Stage: TypeAlias = Literal["pre_ln", "post_ln"]
 View: TypeAlias = Literal["local", "global"]
 Needs: TypeAlias = Literal["pooled", "tokens", "pixels"]
+Tokens: TypeAlias = Literal[False, "patches", "all"]
+Weighting: TypeAlias = Literal["samples", "uniform"]
+Adapters: TypeAlias = Mapping[int, nn.Module]
+"""By layer: what stands beside a block, block(x) + adapter(ln_1(x)), on (R, L, w)."""
 
 GLOBAL = -1
 """Stands for "no client" where a client's number is expected: the global model, the whole test set."""
@@ -32,11 +38,14 @@ class TextPrompts(NamedTuple):
     """Learnable context around the class names.
 
     Layer 0 of `tokens` is the context itself; each further layer *replaces* the context's outputs before that block.
+    Several of them side by side, a tuple, make one more set of prompts each, with words and lengths of their own.
     """
 
     tokens: Tensor  # (N, C or 1, D, n, w)
     position: Position = "end"  # where the class name stands: behind, amid or before the context
     words: Tensor | None = None  # (f,) token ids of fixed words between context and class name
+    layers: tuple[int, ...] | None = None  # that the D axis goes to, ascending from 0; None: 0 .. D-1
+    adapters: Adapters = {}
 
 
 class VisionPrompts(NamedTuple):
@@ -45,15 +54,25 @@ class VisionPrompts(NamedTuple):
     Layer 0 is inserted, each further layer *replaces* the outputs of the one before.
     """
 
-    tokens: Tensor  # (B or 1, D, n, w)
+    tokens: Tensor  # (B or 1, D, n, w); n may be 0 where there are adapters alone
     place: Place = "end"  # behind the patches, or between the class token and the patches
     stage: Stage = "pre_ln"  # inserted before or after the tower's first layer norm
+    adapters: Adapters = {}
+
+
+Texts: TypeAlias = TextPrompts | tuple[TextPrompts, ...]
+"""One set of text prompts, or several side by side along N."""
+
+
+def sets(texts: Texts) -> tuple[TextPrompts, ...]:
+    """Each set of its own."""
+    return (texts,) if isinstance(texts, TextPrompts) else texts
 
 
 class Prompts(NamedTuple):
     """What an injector makes and the towers take; None means the tower as it was pretrained."""
 
-    text: TextPrompts | None = None
+    text: Texts | None = None
     vision: VisionPrompts | None = None
 
 
@@ -61,7 +80,7 @@ class Features(NamedTuple):
     """Outputs of a tower, not normalised (heads normalise): text (N, C, d), image (B, d); tokens on demand."""
 
     pooled: Tensor
-    tokens: Tensor | None = None  # image: (B, M, d) patches without the class token and prompts
+    tokens: Tensor | None = None  # image: (B, M, d) patches, or all tokens; text: (N, C, L, d)
 
 
 class Task(NamedTuple):
@@ -71,6 +90,17 @@ class Task(NamedTuple):
     tokens: Tensor  # (C, L) ids of [start] name . [end], zero-padded
     lengths: Tensor  # (C,) tokens of the bare name, for class positions middle and front
     zeroshot: Tensor  # (C, d) features of the hand-written template(s), mean over templates, unit length
+    multilabel: bool = False  # an image may show several classes: labels are (B, C), 1 present, 0 absent, -1 unknown
+
+    def take(self, classes: Tensor) -> Task:
+        """The task of some of these classes, by position (k,)."""
+        names = tuple(self.names[i] for i in classes.tolist())
+        return Task(names, self.tokens[classes], self.lengths[classes], self.zeroshot[classes], self.multilabel)
+
+    def to(self, device: torch.device | str) -> Task:
+        """The same on another device."""
+        tokens, lengths, zeroshot = (part.to(device) for part in (self.tokens, self.lengths, self.zeroshot))
+        return Task(self.names, tokens, lengths, zeroshot, self.multilabel)
 
 
 class Given(NamedTuple):
@@ -98,6 +128,7 @@ class Job(NamedTuple):
     client: int
     shared: Params
     inbox: Params = {}
+    exam: str = ""  # to be scored on: one of the further test sets, or "" for the client's own (GLOBAL: the whole)
 
 
 class Result(NamedTuple):
@@ -116,7 +147,8 @@ class Scores(NamedTuple):
     round: int
     client: int  # GLOBAL: the global view on the whole test set
     n: int  # test samples
-    metrics: dict[str, float]  # acc1 in percent, loss in nats
+    metrics: dict[str, float]  # acc1 (or map, cf1, of1, ...) in percent, loss in nats; the first is the headline
+    exam: str = ""
 
 
 class Row(NamedTuple):

@@ -7,6 +7,7 @@ from fedray.errors import BadInput
 from fedray.methods.fedotp import fedotp
 from fedray.nn import backbone
 from fedray.recipe import Recipe, known, signature, summary
+from fedray.testing import labels
 
 MINE = '''"""Mine: a method of one's own."""
 
@@ -73,7 +74,7 @@ def test_none_as_default_takes_any_plain_value():
 
 def test_a_file_of_ones_own(mine):
     recipe = Recipe(str(mine), n_ctx=2)
-    method = recipe.build(backbone.tiny())
+    method = recipe.build(backbone.tiny(), labels(backbone.tiny()))
     assert method.prompts.tokens.shape[-2] == 2
     assert not recipe.is_ours
 
@@ -81,7 +82,7 @@ def test_a_file_of_ones_own(mine):
 def test_a_file_travels_by_value(mine):
     packed = cloudpickle.dumps(Recipe(str(mine)))
     mine.unlink()
-    assert type(cloudpickle.loads(packed).build(backbone.tiny()).head).__name__ == "Twice"
+    assert type(cloudpickle.loads(packed).build(backbone.tiny(), labels(backbone.tiny())).head).__name__ == "Twice"
 
 
 def test_the_text_of_a_file_is_part_of_its_identity(mine):

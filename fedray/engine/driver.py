@@ -84,12 +84,14 @@ def drive(experiment: Experiment, built: Built, folder: RunFolder, executor: Exe
     shared = resume.shared if resume else built.shared
     for done in rounds(
         built.shared,
-        experiment.server,
+        built.server,
         executor,
         clients=built.clients,
         total=experiment.rounds,
         fraction=experiment.fraction,
         evaluate_every=experiment.evaluate_every,
+        exams=[exam.name for exam in built.setup.exams],
+        personal=bool(built.setup.method.private),
         seed=experiment.seed,
         resume=resume,
     ):

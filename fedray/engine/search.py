@@ -53,7 +53,7 @@ def search(
     trials: int,
     study: str,
     runs: Path,
-    metric: str = "eval/local/acc1",
+    metric: str = "eval/local",
     placement: Kind = "auto",
     actors: int = 1,
     concurrent: int | None = None,
@@ -69,7 +69,7 @@ def search(
         trials: points in all, those of earlier invocations included.
         study: folder of the runs; the journal is ``<runs>/<study>.journal``.
         runs: root of the run folders.
-        metric: maximised.
+        metric: maximised; of a view, "eval/local", its accuracy or mean average precision.
         placement: of the clients of a cell; "auto" is "packed".
         actors: host actors of a trial.
         concurrent: trials at a time; None: as many as there are CPUs (GPUs) for their hosts.
@@ -143,6 +143,27 @@ def judged(study: optuna.Study) -> int:
     """Points that are closed: complete, pruned, or failed for good; those cut short by a kill do not count."""
     closed = sum(trial.state.is_finished() for trial in study.trials)
     return closed - sum(CONTINUES in trial.user_attrs for trial in study.trials)
+
+
+def distributions(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """A method's own search space, as its file states it, in Optuna's terms.
+
+    Args:
+        space: by dotted path: (low, high), (low, high, "log"), or a list of choices; whole numbers stay whole.
+
+    Raises:
+        BadInput: an axis is none of these.
+    """
+    found: dict[str, BaseDistribution] = {}
+    for path, axis in space.items():
+        if isinstance(axis, list) and axis:
+            found[path] = CategoricalDistribution(axis)
+        elif isinstance(axis, tuple) and len(axis) in (2, 3) and axis[2:] in ((), ("log",)):
+            whole = all(isinstance(end, int) for end in axis[:2])
+            found[path] = (IntDistribution if whole else FloatDistribution)(axis[0], axis[1], log=len(axis) == 3)
+        else:
+            raise BadInput(f"the axis of {path} is {axis!r}; give (low, high), (low, high, 'log') or a list of choices")
+    return found
 
 
 def check_space(cell: Experiment, space: Mapping[str, BaseDistribution]) -> None:

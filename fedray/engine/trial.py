@@ -20,6 +20,7 @@ from fedray.engine.placement import Placement, place
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
 from fedray.fed.loop import Executor, Inline
+from fedray.track.names import headline
 from fedray.track.run import RunFolder
 from fedray.types import GLOBAL, Round
 
@@ -62,6 +63,8 @@ class Warm:
             pass
         folder = open_folder(experiment, study=self.site.study, runs=self.site.runs)
         rows = folder.rows(client=GLOBAL)
+        names = {row.metric: row for row in rows}
+        metric = metric if metric in names else headline(names, metric.removeprefix("eval/")) or metric
         values = [(row.round, row.value) for row in rows if row.metric == metric]
         if not values:
             raise BadInput(f"metric {metric!r} was not measured; take one of {sorted({row.metric for row in rows})}")

@@ -8,8 +8,9 @@ global view:      shared parameters alone (the method states the rule)  on the w
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +21,10 @@ from torch import Tensor
 from fedray.data.features import Samples
 from fedray.errors import BadInput
 from fedray.fed.local import Local
+from fedray.fed.metrics import multi, single
 from fedray.fed.seeds import rng
 from fedray.fed.vault import Vault, Versions
-from fedray.method import PromptMethod, load, parameters, split
+from fedray.method import Method, load, parameters, split
 from fedray.nn import backbone
 from fedray.nn.transport import NotConverged
 from fedray.types import GLOBAL, Features, Given, Job, Params, Result, Scores, Task
@@ -32,12 +34,20 @@ class Diverged(ArithmeticError):
     """A client's loss is no longer a number."""
 
 
+class Exam(NamedTuple):
+    """A further test set, with the label space that it is asked in: new classes, other data, a shifted domain."""
+
+    name: str
+    task: Task
+    test: Samples
+
+
 class Setup(NamedTuple):
     """What a process needs to host clients: small, picklable; weights and features are files that it maps."""
 
     backbone: Path
     precision: str
-    method: PromptMethod
+    method: Method
     task: Task
     train: Samples
     test: Samples
@@ -48,6 +58,7 @@ class Setup(NamedTuple):
     seed: int
     threads: int = 1  # fixed, because the number of threads is part of the bits of a sum
     score_batch: int = 256
+    exams: tuple[Exam, ...] = ()
 
 
 class World(NamedTuple):
@@ -55,7 +66,7 @@ class World(NamedTuple):
 
     setup: Setup
     clip: backbone.Backbone
-    method: PromptMethod
+    method: Method
     initial: Params  # all parameters as they were first made
     device: torch.device
 
@@ -65,8 +76,13 @@ def open_world(setup: Setup, device: str = "cpu") -> World:
     clip = backbone.open_file(setup.backbone, precision=setup.precision, device=device)
     method = copy.deepcopy(setup.method)
     initial = parameters(method)
-    task = Task(setup.task.names, *(t.to(device) for t in setup.task[1:]))
-    return World(setup._replace(task=task), clip, method.to(device), initial, torch.device(device))
+    exams = tuple(exam._replace(task=exam.task.to(device)) for exam in setup.exams)
+    setup = setup._replace(task=setup.task.to(device), exams=exams)
+    return World(setup, clip, _moved(method, device), initial, torch.device(device))
+
+
+def _moved(method: Method, device: str) -> Method:
+    return method.to(device) if isinstance(method, torch.nn.Module) else method
 
 
 def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
@@ -81,20 +97,25 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     setup, method = world.setup, world.method
     shard = setup.shards[job.client]
     load(method, {**job.shared, **private})
-    given = Given(world.clip, setup.task, job.shared, job.inbox)
+    task, own = _label_space(setup, shard, world.device)
+    given = Given(world.clip, task, job.shared, job.inbox)
     draw = rng(setup.seed, "fit", job.round, job.client)
-    learnable = list(method.parameters())
+    names, learnable = zip(*method.named_parameters(), strict=True) if parameters(method) else ((), ())
     sums: dict[str, float] = {}
     steps = 0
     if learnable:  # zero-shot has nothing to train
         momenta: list[Tensor | None] = [None] * len(learnable)
         lr = setup.local.rate(job.round, setup.rounds)
+        rates = [lr * factor(method.rates, name) for name in names]
         for _ in range(setup.local.epochs):
             for batch in _batches(draw.permutation(shard), setup.local.batch):
+                y = _labels(world, setup.train, batch)
                 with _located(job, method):
-                    terms = method.terms(given, _images(world, setup.train, batch), _labels(world, setup.train, batch))
+                    terms = method.terms(
+                        given, _images(world, setup.train, batch), y if own is None else torch.searchsorted(own, y)
+                    )
                 gradients = torch.autograd.grad(_sum(terms, job, lr), learnable, allow_unused=True)
-                setup.local.step(learnable, gradients, momenta, lr)
+                setup.local.step(learnable, gradients, momenta, rates)
                 steps += 1
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
@@ -103,8 +124,21 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     return Result(job.round, job.client, len(shard), shared, metrics), kept
 
 
+def factor(rates: Mapping[str, float], name: str) -> float:
+    """What a parameter's learning rate is multiplied by: the first pattern that matches its name decides, else 1."""
+    return next((value for pattern, value in rates.items() if fnmatchcase(name, pattern)), 1.0)
+
+
+def _label_space(setup: Setup, shard: np.ndarray, device: torch.device) -> tuple[Task, Tensor | None]:
+    """The task that a client trains for, and its classes' positions in the whole one (None: all of them)."""
+    if setup.local.label_space == "all":
+        return setup.task, None
+    own = torch.from_numpy(np.unique(setup.train.labels[shard])).to(device)
+    return setup.task.take(own), own
+
+
 @contextmanager
-def _located(job: Job, method: PromptMethod) -> Iterator[None]:
+def _located(job: Job, method: Method) -> Iterator[None]:
     """Say of a forward pass that fails for numeric reasons whose it was, and when."""
     who = f"round {job.round}, " + ("the whole test set" if job.client == GLOBAL else f"client {job.client}")
     try:
@@ -130,22 +164,33 @@ def _sum(terms: dict[str, Tensor], job: Job, lr: float) -> Tensor:
 
 @torch.no_grad()
 def score(world: World, job: Job, private: Params) -> Scores:
-    """Score one view: the client's own on its own test images, or (GLOBAL) the global one on all of them."""
+    """Score one view: the client's own on its own test images, or (GLOBAL) the global one on all of them.
+
+    Where the job names an exam, on all images of that.
+    """
     setup, method = world.setup, world.method
     everyone = job.client == GLOBAL
-    indices = np.arange(len(setup.test.labels)) if everyone else setup.tests[job.client]
+    task, test = setup.task, setup.test
+    indices = np.arange(len(test)) if everyone else setup.tests[job.client]
+    if job.exam:
+        _, task, test = next(exam for exam in setup.exams if exam.name == job.exam)
+        indices = np.arange(len(test))
     load(method, {**world.initial, **job.shared, **private})
-    given = Given(world.clip, setup.task, job.shared, job.inbox, "global" if everyone else "local")
-    loss, correct = 0.0, 0
+    given = Given(world.clip, task, job.shared, job.inbox, "global" if everyone else "local")
+    logits = []
     for batch in _batches(indices, setup.score_batch):
-        labels = _labels(world, setup.test, batch)
         with _located(job, method):
-            logits = method(given, _images(world, setup.test, batch)).logits
-        loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(dim=1) == labels).sum())
-    n = len(indices)
-    metrics = {"acc1": 100 * correct / n, "loss": loss / n} if n else {}
-    return Scores(job.round, job.client, n, metrics)
+            logits.append(method(given, _images(world, test, batch)).logits)
+    if not logits:
+        return Scores(job.round, job.client, 0, {}, job.exam)
+    measure = multi if task.multilabel else single
+    return Scores(
+        job.round,
+        job.client,
+        len(indices),
+        measure(torch.cat(logits), _labels(world, test, indices)),
+        job.exam,
+    )
 
 
 class Clients:

@@ -27,6 +27,7 @@ class Local:
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"  # of lr over the rounds
+    label_space: Literal["all", "own"] = "all"  # classes that a client trains against: the task's, or its own images'
 
     def rate(self, round: int, rounds: int) -> float:
         """Learning rate in round `round` (1-based) of `rounds`."""
@@ -39,9 +40,9 @@ class Local:
         parameters: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor | None],
         momenta: list[torch.Tensor | None],
-        lr: float,
+        rates: Sequence[float],
     ) -> None:
-        """One step of SGD in place; parameters without a gradient rest.
+        """One step of SGD in place, each parameter at its rate; parameters without a gradient rest.
 
         `momenta` starts as ``[None] * len(parameters)``: a visit's whole optimiser state, so nothing of an earlier
         visit or of another client can be in it. torch's own arithmetic, without the optimiser object: building one
@@ -50,20 +51,21 @@ class Local:
         import torch
         from torch.optim.sgd import sgd
 
-        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        buffers = [momenta[i] for i in used]
-        with torch.no_grad():
-            sgd(
-                [parameters[i] for i in used],
-                [gradient for gradient in gradients if gradient is not None],
-                buffers,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                lr=lr,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                foreach=False,
-            )
-        for i, buffer in zip(used, buffers, strict=True):
-            momenta[i] = buffer
+        for rate in dict.fromkeys(rates):
+            used = [i for i, g in enumerate(gradients) if g is not None and rates[i] == rate]
+            buffers = [momenta[i] for i in used]
+            with torch.no_grad():
+                sgd(
+                    [parameters[i] for i in used],
+                    [g for i, g in enumerate(gradients) if g is not None and rates[i] == rate],
+                    buffers,
+                    weight_decay=self.weight_decay,
+                    momentum=self.momentum,
+                    lr=rate,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                    foreach=False,
+                )
+            for i, buffer in zip(used, buffers, strict=True):
+                momenta[i] = buffer

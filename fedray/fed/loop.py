@@ -82,6 +82,8 @@ def rounds(
     total: int,
     fraction: float = 1.0,
     evaluate_every: int = 1,
+    exams: Sequence[str] = (),
+    personal: bool = False,
     seed: int = 0,
     resume: Round | None = None,
 ) -> Iterator[Round]:
@@ -95,6 +97,8 @@ def rounds(
         total: number of rounds; round numbers start at 1.
         fraction: share of `clients` in each cohort, in (0, 1]; rounded half up, at least one.
         evaluate_every: score every so many rounds, and always after the last.
+        exams: further test sets to score the global model on.
+        personal: clients keep something private, so that each of their models sits the exams too.
         seed: addresses the cohorts.
         resume: continue after this round.
 
@@ -116,7 +120,9 @@ def rounds(
         if round % evaluate_every == 0 or round == total:
             views = [Job(round, GLOBAL, shared, inbox)]
             views += [Job(round, k, *aggregator.send(state, k, round)) for k in clients]
-            rows += _evaluation(round, sorted(executor.score(views), key=lambda s: s.client))
+            sitting = views if personal else views[:1]
+            views += [job._replace(exam=exam) for exam in exams for job in sitting]
+            rows += _evaluation(round, sorted(executor.score(views), key=lambda s: (s.exam, s.client)))
             rows.append(Row(round, GLOBAL, "time/eval_s", perf_counter() - fitted, 0))
         rows.append(Row(round, GLOBAL, "time/fit_s", fitted - start, 0))
         rows.append(Row(round, GLOBAL, "time/round_s", perf_counter() - start, 0))
@@ -177,19 +183,32 @@ def _training(round: int, jobs: Sequence[Job], results: Sequence[Result]) -> lis
 def _evaluation(round: int, scores: Sequence[Scores]) -> list[Row]:
     rows = []
     for s in scores:
-        view = "global" if s.client == GLOBAL else "local"
-        rows += [Row(round, s.client, f"eval/{view}/{name}", value, s.n) for name, value in s.metrics.items()]
-    own = [s for s in scores if s.client != GLOBAL and s.n]
-    if own:
-        acc, n = np.array([s.metrics["acc1"] for s in own]), np.array([s.n for s in own])
-        total = int(n.sum())
-        for name, value in {
-            "acc1": acc.mean(),
-            "acc1_weighted": acc @ n / total,
-            "acc1_std": acc.std(),
-            "acc1_min": acc.min(),
-            "acc1_p10": np.quantile(acc, 0.1),
-            "loss": np.mean([s.metrics["loss"] for s in own]),
-        }.items():
-            rows.append(Row(round, GLOBAL, f"eval/local/{name}", float(value), total))
+        rows += [Row(round, s.client, f"eval/{_view(s)}/{name}", value, s.n) for name, value in s.metrics.items()]
+    for exam in dict.fromkeys(s.exam for s in scores):
+        own = [s for s in scores if s.client != GLOBAL and s.n and s.exam == exam]
+        if own:
+            n = sum(s.n for s in own) if not exam else own[0].n  # everyone sits the same exam
+            means = _over_clients(own)
+            rows += [Row(round, GLOBAL, f"eval/{_view(own[0])}/{name}", value, n) for name, value in means.items()]
     return rows
+
+
+def _view(scores: Scores) -> str:
+    if not scores.exam:
+        return "global" if scores.client == GLOBAL else "local"
+    return scores.exam if scores.client == GLOBAL else f"{scores.exam}_local"
+
+
+def _over_clients(own: Sequence[Scores]) -> dict[str, float]:
+    """Means over clients, and of the headline metric how it spreads."""
+    names = list(dict.fromkeys(name for s in own for name in s.metrics))
+    values = {name: np.array([s.metrics[name] for s in own if name in s.metrics]) for name in names}
+    head, n = names[0], np.array([s.n for s in own if names[0] in s.metrics])
+    spread = {
+        head: values[head].mean(),
+        f"{head}_weighted": values[head] @ n / n.sum(),
+        f"{head}_std": values[head].std(),
+        f"{head}_min": values[head].min(),
+        f"{head}_p10": np.quantile(values[head], 0.1),
+    }
+    return {k: float(v) for k, v in (spread | {name: values[name].mean() for name in names[1:]}).items()}

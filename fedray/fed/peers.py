@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from fedray.fed.server import FedAvg
+from fedray.fed.averaging import flat, mean, model, shares
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class Peers:
     """FedAvg, and every client receives the last upload of every other client."""
 
     kind: Literal["peers"] = "peers"
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Literal["samples", "uniform"] | None = None  # None: as the method's paper does
 
     def init(self, shared: Params) -> Params:
         """The global model; nobody has uploaded yet."""
@@ -43,9 +43,9 @@ class Peers:
         """The global model, and as inbox what the others uploaded last; GLOBAL gets the model alone."""
         from fedray.types import GLOBAL
 
-        uploads = _uploads(state)
+        uploads = last_uploads(state)
         others = [] if client == GLOBAL else [k for k in uploads if k != client]
-        return _model(state), _letters(uploads, others)
+        return model(state), letters(uploads, others)
 
     def update(self, state: Params, results: Sequence[Result]) -> Params:
         """Average, and keep each upload in place of that client's last one."""
@@ -64,7 +64,7 @@ class Experts:
     k: int = Field(default=9, ge=1)  # at most; the paper's 10 experts are these and the own prompt
     select: Literal["nearest", "random"] = "nearest"
     seed: int = Field(default=0, ge=0)  # addresses the random draws, together with round and client
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Literal["samples", "uniform"] | None = None  # None: as the method's paper does
 
     def init(self, shared: Params) -> Params:
         """The global model; nobody has uploaded yet."""
@@ -72,9 +72,9 @@ class Experts:
 
     def send(self, state: Params, client: int, round: int) -> tuple[Params, Params]:
         """The global model, and as inbox the experts; GLOBAL, and who has not uploaded yet, get the model alone."""
-        uploads = _uploads(state)
+        uploads = last_uploads(state)
         chosen = self._choose(uploads, client, round) if client in uploads else []
-        return _model(state), _letters(uploads, chosen)
+        return model(state), letters(uploads, chosen)
 
     def update(self, state: Params, results: Sequence[Result]) -> Params:
         """Average, and keep each upload in place of that client's last one."""
@@ -87,8 +87,8 @@ class Experts:
 
             draw = rng(self.seed, "experts", round, client).permutation(len(others))
             return sorted(others[i] for i in draw[: self.k])
-        own = _flat(uploads[client])
-        distance = {k: float((_flat(uploads[k]) - own).norm()) for k in others}
+        own = flat(uploads[client])
+        distance = {k: float((flat(uploads[k]) - own).norm()) for k in others}
         return sorted(sorted(others, key=lambda k: (distance[k], k))[: self.k])
 
 
@@ -116,7 +116,7 @@ class FedAWA:
 
     def send(self, state: Params, client: int, round: int) -> tuple[Params, Params]:
         """Everyone receives the global model."""
-        return _model(state), {}
+        return model(state), {}
 
     def update(self, state: Params, results: Sequence[Result]) -> Params:
         """Learn the logits of those who took part, and average by them."""
@@ -126,16 +126,13 @@ class FedAWA:
         if not total:
             return state
         start = [state.get(f"{LOGITS}{r.client}", torch.tensor(r.n / total, dtype=torch.float64)) for r in results]
-        model = _model(state)
-        old, new = _flat(model), [_flat(r.shared) for r in results]
+        theta = model(state)
+        old, new = flat(theta), [flat(r.shared) for r in results]
         logits, used = learn(old, new, torch.stack(start), self.lr, self.steps)
         weights = torch.softmax(logits if self.weights == "after" else used, 0).tolist()
         learned = {f"{LOGITS}{r.client}": logit.clone() for r, logit in zip(results, logits, strict=True)}
-        mean: Params = {}
-        for name, value in model.items():
-            first, *rest = (r.shared[name].double() * w for r, w in zip(results, weights, strict=True))
-            mean[name] = sum(rest, start=first).to(value.dtype)
-        return {**state, **mean, **learned}
+        averaged = mean(theta, [r.shared for r in results], weights)
+        return {**state, **averaged, **learned}
 
 
 def learn(old: Tensor, new: Sequence[Tensor], logits: Tensor, lr: float, steps: int) -> tuple[Tensor, Tensor]:
@@ -181,16 +178,12 @@ def gradient(old: Tensor, new: Sequence[Tensor], logits: Tensor) -> Tensor:
     return p * (slope - p @ slope)
 
 
-def _averaged(state: Params, results: Sequence[Result], weighting: Literal["samples", "uniform"]) -> Params:
-    mean = FedAvg(weighting=weighting).update(_model(state), results)
-    return {**state, **mean, **_letters({r.client: r.shared for r in results}, [r.client for r in results])}
+def letters(uploads: dict[int, Params], clients: Sequence[int]) -> Params:
+    """Uploads of some clients by the names that they travel and are kept under."""
+    return {f"{PEERS}{k}/{name}": value for k in clients for name, value in uploads[k].items()}
 
 
-def _model(state: Params) -> Params:
-    return {name: value for name, value in state.items() if not name.startswith((PEERS, LOGITS))}
-
-
-def _uploads(state: Params) -> dict[int, Params]:
+def last_uploads(state: Params) -> dict[int, Params]:
     """Each client's last upload, ascending by client and name: what a checkpoint's order was leaves no trace."""
     found: dict[int, Params] = {}
     for key in sorted(key for key in state if key.startswith(PEERS)):
@@ -199,12 +192,9 @@ def _uploads(state: Params) -> dict[int, Params]:
     return dict(sorted(found.items()))
 
 
-def _letters(uploads: dict[int, Params], clients: Sequence[int]) -> Params:
-    return {f"{PEERS}{k}/{name}": value for k in clients for name, value in uploads[k].items()}
-
-
-def _flat(params: Params) -> Tensor:
-    import torch
-
-    parts = [params[name].double().flatten() for name in sorted(params)]
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+def _averaged(state: Params, results: Sequence[Result], weighting: Literal["samples", "uniform"] | None) -> Params:
+    weights = shares([r.n for r in results], weighting)
+    if not weights:
+        return state
+    averaged = mean(model(state), [r.shared for r in results], weights)
+    return {**state, **averaged, **letters({r.client: r.shared for r in results}, [r.client for r in results])}

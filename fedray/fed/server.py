@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
+from fedray.fed.averaging import mean, shares
+
 if TYPE_CHECKING:
     from fedray.types import Params, Result
 
@@ -36,10 +38,13 @@ class Aggregator(Protocol):
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class FedAvg:
-    """Weighted mean of the shared parameters: by training samples (default), or the same weight for all."""
+    """Weighted mean of the shared parameters: by training samples, or the same weight for all.
+
+    Of whole numbers (a batch norm's count of steps) the largest, for a mean of them means nothing.
+    """
 
     kind: Literal["fedavg"] = "fedavg"
-    weighting: Literal["samples", "uniform"] = "samples"
+    weighting: Literal["samples", "uniform"] | None = None  # None: as the method's paper does
 
     def init(self, shared: Params) -> Params:
         """The state is the global model's shared parameters."""
@@ -51,12 +56,5 @@ class FedAvg:
 
     def update(self, state: Params, results: Sequence[Result]) -> Params:
         """Average what came back; without any result the state stays as it is."""
-        weights = [float(r.n if self.weighting == "samples" else 1) for r in results]
-        total = sum(weights)
-        if not total:
-            return state
-        mean: Params = {}
-        for name, value in state.items():
-            first, *rest = (r.shared[name].double() * (w / total) for r, w in zip(results, weights, strict=True))
-            mean[name] = sum(rest, start=first).to(value.dtype)
-        return mean
+        weights = shares([r.n for r in results], self.weighting)
+        return mean(state, [r.shared for r in results], weights) if weights else state

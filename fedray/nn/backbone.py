@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from fedray.errors import BadInput, Unavailable, did_you_mean
 from fedray.nn import weights as stored
 from fedray.nn.architecture import TINY, Architecture, TowerShape, architecture, refusal
+from fedray.nn.features import first_patch, side_by_side, stored_features
 from fedray.nn.layout import lay
 from fedray.nn.towers import TextTower, VisionTower, fits, full
-from fedray.types import Features, Params, Task, TextPrompts, VisionPrompts
+from fedray.types import Features, Params, Task, TextPrompts, Texts, Tokens, VisionPrompts
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -97,12 +98,17 @@ class Backbone(nn.Module):
         return self.text.project(hidden[torch.arange(len(ids), device=ids.device), ends])
 
     def encode_text(
-        self, task: Task, prompts: TextPrompts | None = None, *, tokens: bool = False, full_context: bool = False
+        self,
+        task: Task,
+        prompts: Texts | None = None,
+        *,
+        tokens: bool = False,
+        full_context: bool = False,
     ) -> Features:
         """Features (N, C, d) of all classes in fp32, and with `tokens` those of all L tokens (N, C, L, d).
 
-        Without prompts the task's zero-shot features, (1, C, d). `full_context` keeps the padding behind the end
-        token: slower, and the same features.
+        Without prompts the task's zero-shot features, (1, C, d). Several sets stand side by side along N, their tokens
+        padded with 0 to the longest. `full_context` keeps the padding behind the end token: slower, and the same.
 
         Raises:
             BadInput: prompts too long, too wide or too deep for the tower, or tokens without prompts.
@@ -111,47 +117,47 @@ class Backbone(nn.Module):
             if tokens:
                 raise BadInput("text tokens without text prompts are not kept; give prompts, or take pooled features")
             return Features(task.zeroshot[None])
-        fits(prompts.tokens, self.arch.text, "text")
+        if not isinstance(prompts, TextPrompts):
+            each = [self.encode_text(task, one, tokens=tokens, full_context=full_context) for one in prompts]
+            return side_by_side(each)
+        fits(prompts.tokens, self.arch.text, "text", layers=prompts.layers or (), adapters=[*prompts.adapters])
         layout = lay(task, prompts, self.arch.context, full=full_context)
-        hidden = self.text.prompted(layout.ids, layout.spots, prompts.tokens)
+        hidden = self.text.prompted(layout.ids, layout.spots, prompts)
         rows = torch.arange(len(layout.ends), device=layout.ends.device)
         pooled = self.text.project(hidden[:, rows, layout.ends])
         return Features(pooled, self.text.project(hidden) if tokens else None)
 
     def encode_image(
-        self, x: Tensor | Features, prompts: VisionPrompts | None = None, *, tokens: bool = False
+        self, x: Tensor | Features, prompts: VisionPrompts | None = None, *, tokens: Tokens = False
     ) -> Features:
-        """Features (B, d) of normalised pixels (B, 3, S, S) in fp32, and with `tokens` the patches' (B, M, d).
+        """Features (B, d) of normalised pixels (B, 3, S, S) in fp32, and those of tokens on demand.
 
-        Features pass through (half precision becomes fp32). Outputs of prompts are not among the tokens.
+        `tokens` "patches" gives the patches' (B, M, d), "all" every token's (B, 1 + M + n, d), prompts' outputs where
+        they stand. Stored features (half precision becomes fp32) pass through.
 
         Raises:
             BadInput: stored features together with prompts or without the tokens asked for; pixels of another size;
                 prompts too wide or too deep.
         """
         if isinstance(x, Features):
-            return _stored(x, prompts, tokens)
+            return stored_features(x, prompts, tokens)
         if x.shape[-1] != self.arch.image_size or x.shape[-2] != self.arch.image_size:
             size, want = " x ".join(map(str, x.shape[-2:])), self.arch.image_size
             raise BadInput(f"images of {size} pixels, {self.arch.name} takes {want} x {want}; resize them")
         if prompts is not None:
-            fits(prompts.tokens, self.arch.vision, "vision")
+            fits(prompts.tokens, self.arch.vision, "vision", adapters=[*prompts.adapters])
         hidden = self.vision(x, prompts)
-        pooled = self.vision.project(hidden[:, 0])
-        return Features(pooled, self.vision.project(hidden[:, 1:]) if tokens else None)
+        if tokens == "all":
+            every = self.vision.project(hidden)
+            return Features(every[:, 0], every)
+        pooled, first = self.vision.project(hidden[:, 0]), first_patch(prompts)
+        patches = hidden[:, first : first + self.arch.patches]
+        return Features(pooled, self.vision.project(patches) if tokens else None)
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Pixels 0 to 255 (B, 3, S, S) as the tower wants them, (x / 255 - mean) / std in fp32."""
         mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (self.arch.mean, self.arch.std))
         return (images / 255 - mean) / std
-
-
-def _stored(x: Features, prompts: VisionPrompts | None, tokens: bool) -> Features:
-    if prompts is not None:
-        raise BadInput("cached features can't see vision prompts, which would learn nothing; use pixels")
-    if tokens and x.tokens is None:
-        raise BadInput('cached features hold no patch tokens; store them with content "tokens", or use pixels')
-    return Features(full(x.pooled), None if x.tokens is None else full(x.tokens))
 
 
 @cache
@@ -198,13 +204,12 @@ def load(name: str = "embedded", weights: str | None = None, *, precision: str =
     return _pretrained(name, config, weights, kind)
 
 
-def _random(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
+def _random(config: Mapping[str, Any], seed: int) -> Params:
     from open_clip.model import CLIP
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state: dict[str, Tensor] = CLIP(**config).state_dict()
-    return state
+        return dict(CLIP(**config).state_dict())
 
 
 def _pretrained(name: str, config: Mapping[str, Any], tag: str, precision: stored.Precision) -> Backbone:
@@ -232,10 +237,7 @@ def _pretrained(name: str, config: Mapping[str, Any], tag: str, precision: store
 
 
 def tiny(seed: int = 0, *, precision: str = "fp32") -> Backbone:
-    """A random backbone that costs milliseconds, for tests and smoke runs: 16 pixels, 4 patches, 2 layers, context 20.
-
-    CLIP's ids are folded into 4096 rows: different words hardly ever meet.
-    """
+    """A random backbone that costs milliseconds: 16 pixels, 4 patches, 2 layers, context 20, 4096 rows of words."""
     vocabulary = 1 + torch.arange(stored.BPE, dtype=torch.int32) % 4093
     vocabulary[0], vocabulary[-2], vocabulary[-1] = 0, 4094, 4095
     return from_state(architecture("tiny", TINY), _random(TINY, seed), precision=precision, vocabulary=vocabulary)
@@ -247,7 +249,7 @@ def from_state(
     """A backbone from the state dict of an `open_clip.model.CLIP`, all of it and by its names.
 
     Args:
-        arch: as `architecture` reads it from CLIP's keywords.
+        arch: as `architecture` reads it.
         state: the weights; fp32 tensors are kept, not copied.
         precision: "fp32" or "bf16".
         vocabulary: (49408,) rows of the token embedding by CLIP's ids, int32; the end token must get the highest.
@@ -277,9 +279,7 @@ def save(clip: Backbone, path: Path) -> None:
 
 
 def open_file(path: Path, *, precision: str | None = None, device: str = "cpu") -> Backbone:
-    """Map a file that `save` wrote, without open_clip; without a copy on the CPU in the precision it was saved in.
-
-    `precision` None means as saved.
+    """Map a file that `save` wrote, without open_clip; without a copy on the CPU in the precision as saved (None).
 
     Raises:
         BadInput: unknown precision.

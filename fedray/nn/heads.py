@@ -2,6 +2,8 @@
 
     cosine      logit_c = s * mean_n <f, t_nc>                 f, t of unit length
     transport   logit_c = s * sum_mn T_mn <f_m, t_nc>          T: plan from M patches to N prompts, cost 1 - <f_m, t_nc>
+    patches     logit_c = k * mean_n sum_m w_mnc (a <f_m, t_nc>),   w: softmax over m of a <f_m, t_nc>;   a 20, k 5
+    dual        logit_c = k * sum_m w_mc (a <f_m, t+_c> - a <f_m, t-_c>),   w: of the positive half
 
 Heads learn nothing. They compare in float32 at least, whatever the towers' precision: s is near 100, so that the three
 digits of a bfloat16 cosine would blur the logits by 0.4.
@@ -10,6 +12,7 @@ digits of a bfloat16 cosine would blur the logits by 0.4.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,17 @@ from torch import Tensor, nn
 
 from fedray.errors import BadInput
 from fedray.nn.transport import Kind, Scope, check_options, transport
-from fedray.types import Features
+from fedray.types import Features, Tokens
+
+
+class Head(Protocol):
+    """Compares text with images; `tokens` says which of an image's tokens it wants to see."""
+
+    tokens: Tokens
+
+    def __call__(self, text: Features, image: Features, scale: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        ...
 
 
 class Cosine(nn.Module):
@@ -27,7 +40,7 @@ class Cosine(nn.Module):
         temperature: in logits per cosine, replaces 1 / CLIP's scale; above 0.
     """
 
-    tokens = False
+    tokens: Tokens = False
 
     def __init__(self, *, temperature: float | None = None) -> None:
         super().__init__()
@@ -36,6 +49,52 @@ class Cosine(nn.Module):
     def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
         """Compare text (N, C, d) with image (B, d): logits (B, C)."""
         return _scale(self.temperature, scale) * (_unit(image.pooled) @ _unit(text.pooled).mean(0).mT)
+
+
+class PatchSoftmax(nn.Module):
+    """Each class looks at the patches that fit it best: the head of multi-label papers (DualCoOp, FedMPT).
+
+    With one prompt per class, or the mean over several. Logits are for a sigmoid, class by class.
+
+    Args:
+        sharpness: a, of the softmax over tokens.
+        gain: k.
+        temperature: in logits per cosine, replaces 1 / (a k); above 0.
+        dual: read text (2, C, d) as [negative; positive] prompts; the logit is the difference of the two.
+        tokens: "all" also looks at the class token and prompts' outputs, "patches" at patches alone.
+    """
+
+    multilabel = True
+
+    def __init__(
+        self,
+        *,
+        sharpness: float = 20.0,
+        gain: float = 5.0,
+        temperature: float | None = None,
+        dual: bool = False,
+        tokens: Tokens = "all",
+    ) -> None:
+        super().__init__()
+        self.sharpness = sharpness
+        self.gain = gain if _temperature(temperature) is None else 1 / (sharpness * float(temperature or 1))
+        self.dual, self.tokens = dual, tokens
+
+    def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
+        """Compare text (N, C, d) with image tokens (B, M, d): logits (B, C). CLIP's scale plays no part.
+
+        Raises:
+            BadInput: image features without tokens, or a dual head without two prompts per class.
+        """
+        if image.tokens is None:
+            raise BadInput("image features have no tokens, which this head compares; encode or store them with tokens")
+        close = self.sharpness * _similarities(_unit(text.pooled), _unit(image.tokens))  # (B, C, N, M)
+        if not self.dual:
+            return self.gain * (close.softmax(-1) * close).sum(-1).mean(-1)
+        if close.shape[2] != 2:
+            raise BadInput(f"{close.shape[2]} prompts per class, a dual head compares 2: negative, then positive")
+        negative, positive = close.unbind(2)
+        return self.gain * (positive.softmax(-1) * (positive - negative)).sum(-1)
 
 
 class Transport(nn.Module):
@@ -56,7 +115,7 @@ class Transport(nn.Module):
         temperature: in logits per cosine, replaces 1 / CLIP's scale; above 0.
     """
 
-    tokens = True
+    tokens: Tokens = "patches"
 
     def __init__(
         self,

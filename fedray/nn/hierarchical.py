@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from fedray.errors import BadInput, did_you_mean
 from fedray.nn.backbone import Backbone
 from fedray.nn.layout import lay
-from fedray.nn.towers import fits
 from fedray.nn.transport import check_options, transport
-from fedray.types import Features, Task, TextPrompts
+from fedray.types import Features, Task, TextPrompts, VisionPrompts
 
 Mode: TypeAlias = Literal["paper", "code"]
 
@@ -110,42 +109,28 @@ def encode_prompts(clip: Backbone, task: Task, prompts: Sequence[TextPrompts], m
     Raises:
         BadInput: prompts too long, too wide or too deep for the tower.
     """
-    features = [clip.encode_text(task, part, tokens=True) for part in prompts]
+    features = clip.encode_text(task, tuple(prompts), tokens=True)
     ends = torch.stack([lay(task, part, clip.arch.context).ends for part in prompts]).unsqueeze(-1)  # (sets, C, 1)
-    length = max(_tokens(f).shape[2] for f in features)
-    tokens = torch.cat([F.pad(_tokens(f), (0, 0, 0, length - _tokens(f).shape[2])) for f in features])
-    place = torch.arange(length, device=ends.device)
+    place = torch.arange(_tokens(features).shape[2], device=ends.device)
     taken = (place > 0) & (place < ends - 1) if mode == "paper" else (place < ends[:1] - 1) & (place <= ends)
     counts = torch.tensor([len(part.tokens) for part in prompts], device=ends.device)
-    return Features(torch.cat([f.pooled for f in features]), tokens), taken.repeat_interleave(counts, 0)
+    return features, taken.repeat_interleave(counts, 0)
 
 
 def encode_views(clip: Backbone, x: Tensor | Features, views: Tensor) -> Features:
     """Each image once beside each set of vision prompts (V, D, n, w): pooled (B, V, d), tokens (B, V, M + n, d).
 
-    The prompts stand behind the patches, before the first layer norm, and unlike `Backbone.encode_image` their own
-    outputs are among the tokens, last.
+    The prompts stand behind the patches, before the first layer norm; their own outputs are among the tokens, last.
 
     Raises:
         BadInput: stored features in place of pixels, or pixels of another size; prompts too wide or too deep.
     """
-    if isinstance(x, Features):
-        raise BadInput("cached features can't see vision prompts, which would learn nothing; use pixels")
-    if x.shape[-2:] != (clip.arch.image_size, clip.arch.image_size):
-        size, want = " x ".join(map(str, x.shape[-2:])), clip.arch.image_size
-        raise BadInput(f"images of {size} pixels, {clip.arch.name} takes {want} x {want}; resize them")
-    fits(views, clip.arch.vision, "vision")
-    tower, (count, depth, n, _), images = clip.vision, views.shape, len(x)
-    patches: Tensor = tower.conv1(x.to(tower.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-    seen = torch.cat([tower.class_embedding.expand(images, 1, -1), patches], 1) + tower.positional_embedding
-    layers = views.to(seen.dtype).repeat(images, 1, 1, 1).unbind(1)  # an image's views lie together
-    h = tower.ln_pre(torch.cat([seen.repeat_interleave(count, 0), layers[0]], 1))
-    for i, block in enumerate(tower.blocks):
-        if 0 < i < depth:
-            h = torch.cat([h[:, :-n], layers[i]], 1)
-        h = block(h, causal=False)
-    pooled, tokens = tower.project(h[:, 0]), tower.project(h[:, 1:])
-    return Features(pooled.unflatten(0, (images, count)), tokens.unflatten(0, (images, count)))
+    count, each = len(views), x
+    if not isinstance(x, Features):
+        each = x.repeat_interleave(count, 0)  # an image's views lie together
+        views = views.repeat(len(x), 1, 1, 1)
+    out = clip.encode_image(each, VisionPrompts(views), tokens="all")
+    return Features(out.pooled.unflatten(0, (-1, count)), _tokens(out)[:, 1:].unflatten(0, (-1, count)))
 
 
 def _cosines(text: Tensor, image: Tensor) -> Tensor:

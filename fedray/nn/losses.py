@@ -1,12 +1,13 @@
 """What is minimised beside the task loss, and rules that bend a gradient. Plain functions, and penalties with a weight.
 
+    task       cross entropy, or for several labels  -w sum_bc y (1-p)^g+ log p + (1-y) (1-q)^g- log q,  p = sigma(x)
     proximal   mu/2 sum ||theta - theta_received||^2                 FedProx, MLSys 2020
     guidance   w (1 - mean_c cos(t_c, z_c))                          z: hand-written prompts; KgCoOp, CVPR 2023
     contrast   mean_c -log softmax([cos(a, near), cos(a, far)] / tau)_near                    FedPGP, ICML 2024
     distil     -T^2 sum_c softmax(z / T)_c log softmax(s / T)_c      the gradient of T^2 KL(teacher || student)
     project    g - lambda min(<g, h>, 0) h / ||h||^2                 ProGrad, ICCV 2023
 
-A penalty is a frozen dataclass that is called as ``(method, given, x, out) -> scalar`` and brings its weight along.
+A penalty is a frozen dataclass that is called as ``(method, given, x, y, out) -> {name: term}``, its weight included.
 """
 
 from __future__ import annotations
@@ -23,6 +24,43 @@ from fedray.errors import BadInput
 from fedray.types import Features, Given, Output
 
 
+def task_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy of logits (B, C) to classes (B,), or `asymmetric` to labels (B, C)."""
+    return F.cross_entropy(logits, y) if y.dim() == 1 else asymmetric(logits, y)
+
+
+def asymmetric(
+    logits: Tensor,
+    y: Tensor,
+    *,
+    down: float = 2.0,
+    up: float = 1.0,
+    margin: float = 0.05,
+    weight: float = 0.03,
+    floor: float = 1e-6,
+) -> Tensor:
+    """Asymmetric loss of independent classes (Ridnik et al., ICCV 2021; FedMPT Eq. 12 with the minus it forgets).
+
+    With p = sigma(x) and q = min(1 - p + margin, 1); the focal factors are constants for the gradient. Of a pair
+    (negative, positive) compared by softmax it is the same with x = positive - negative.
+
+    Args:
+        logits: (B, C).
+        y: (B, C) of 1, 0, and -1 for unknown, which counts for nothing.
+        down: gamma of the negatives.
+        up: gamma of the positives.
+        margin: probability that a negative may keep.
+        weight: of the sum over images and classes (DualCoOp's code: 0.03, FedMPT's: 0.02).
+        floor: of a probability in a logarithm.
+    """
+    p = logits.sigmoid()
+    q = (1 - p + margin).clamp(max=1)
+    hard, easy = ((1 - p) ** up).detach(), ((1 - q) ** down).detach()
+    there, gone = (y == 1).to(p.dtype), (y == 0).to(p.dtype)
+    gain = there * hard * p.clamp_min(floor).log() + gone * easy * q.clamp_min(floor).log()
+    return -weight * gain.sum()
+
+
 @dataclass(frozen=True)
 class Proximal:
     """Keeps what is shared near what the server sent: mu/2 times the squared distance, its gradient mu times the way.
@@ -35,8 +73,10 @@ class Proximal:
     def __post_init__(self) -> None:
         check_weight("mu", self.mu)
 
-    def __call__(self, method: nn.Module, given: Given, x: Tensor | Features, out: Output) -> Tensor:
-        """The term, ().
+    def __call__(
+        self, method: nn.Module, given: Given, x: Tensor | Features, y: Tensor, out: Output
+    ) -> dict[str, Tensor]:
+        """The term.
 
         Raises:
             BadInput: the server sent none of the method's parameters.
@@ -46,7 +86,7 @@ class Proximal:
             names = sorted(name for name, _ in method.named_parameters())
             raise BadInput(f"received holds none of {names}, so nothing can stay near it; share some, or set mu to 0")
         gaps = [(p - given.received[name].detach().to(p)).square().sum() for name, p in sent.items()]
-        return self.mu / 2 * torch.stack(gaps).sum()
+        return {"proximal": self.mu / 2 * torch.stack(gaps).sum()}
 
 
 @dataclass(frozen=True)
@@ -58,9 +98,12 @@ class Guidance:
     def __post_init__(self) -> None:
         check_weight("weight", self.weight)
 
-    def __call__(self, method: nn.Module, given: Given, x: Tensor | Features, out: Output) -> Tensor:
-        """The term, (), from 0 to twice the weight."""
-        return self.weight * (1 - F.cosine_similarity(out.text.pooled, given.task.zeroshot, dim=-1).mean())
+    def __call__(
+        self, method: nn.Module, given: Given, x: Tensor | Features, y: Tensor, out: Output
+    ) -> dict[str, Tensor]:
+        """The term, from 0 to twice the weight."""
+        near = F.cosine_similarity(out.text.pooled, given.task.zeroshot, dim=-1).mean()
+        return {"guidance": self.weight * (1 - near)}
 
 
 def contrast(anchor: Tensor, *, near: Tensor, far: Tensor, tau: float = 0.5) -> Tensor:

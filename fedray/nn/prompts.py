@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedray.errors import BadInput, did_you_mean
 from fedray.nn.architecture import TowerShape
 from fedray.nn.backbone import Backbone
-from fedray.types import Features, Given, Place, Position, Prompts, Stage, TextPrompts, VisionPrompts
+from fedray.types import Features, Given, Place, Position, Prompts, Stage, TextPrompts, Texts, VisionPrompts, sets
 
 STD = 0.02
 FRAME = 4
@@ -199,18 +199,18 @@ class Beside(nn.Module):
         return Prompts(_texts(shared.text, local.text), _visions(shared.vision, local.vision))
 
 
-def _texts(one: TextPrompts | None, two: TextPrompts | None) -> TextPrompts | None:
+def _texts(one: Texts | None, two: Texts | None) -> Texts | None:
     if one is None or two is None:
         return one or two
+    if not isinstance(one, TextPrompts) or not isinstance(two, TextPrompts):
+        return *sets(one), *sets(two)
     words = [() if p.words is None else tuple(p.words.tolist()) for p in (one, two)]
-    if one.tokens.shape[2:] != two.tokens.shape[2:] or one.position != two.position or words[0] != words[1]:
-        raise BadInput(
-            f"text prompts of (depth, n, width) {tuple(one.tokens.shape[2:])} at {one.position!r} can't stand beside "
-            f"{tuple(two.tokens.shape[2:])} at {two.position!r}; give both halves the same n, depth, position and words"
-        )
+    alike = one.tokens.shape[2:] == two.tokens.shape[2:] and words[0] == words[1]
+    if not alike or (one.position, *one[3:]) != (two.position, *two[3:]):
+        return one, two  # two passes through the tower
     classes = max(one.tokens.shape[1], two.tokens.shape[1])
     halves = [p.tokens.expand(-1, classes, -1, -1, -1) for p in (one, two)]
-    return TextPrompts(torch.cat(halves), one.position, one.words)
+    return one._replace(tokens=torch.cat(halves))
 
 
 def _visions(one: VisionPrompts | None, two: VisionPrompts | None) -> VisionPrompts | None:

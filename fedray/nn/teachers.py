@@ -9,20 +9,24 @@ All features are of unit length, 0 marks the teacher's, which gets no gradient. 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
+from fedray.nn.heads import Head
 from fedray.types import Features, Given, Output
 
 
-def teach(given: Given, x: Tensor | Features, head: nn.Module) -> Output:
-    """CLIP's own answer without any prompt, compared by the student's head; nothing in it asks for a gradient."""
+def teach(given: Given, x: Tensor | Features, student: nn.Module) -> Output:
+    """CLIP's own answer without any prompt, compared by the student's `head`; nothing in it asks for a gradient."""
+    head = cast(Head, student.head)
     with torch.no_grad():
         text = given.clip.encode_text(given.task)
-        image = given.clip.encode_image(x, tokens=bool(head.tokens))
+        image = given.clip.encode_image(x, tokens=head.tokens)
         return Output(text, image, head(text, image, given.clip.logit_scale))
 
 
@@ -48,7 +52,7 @@ def joint_drift(student: Output, teacher: Output, y: Tensor) -> Tensor:
     Args:
         student: features of B images and C classes; several prompts per class count by their mean.
         teacher: the same images and classes.
-        y: (B,) classes.
+        y: (B,) classes, or (B, C) labels: an image then stands with the mean over its classes' texts.
 
     Raises:
         BadInput: features are NaN or Inf.
@@ -76,7 +80,11 @@ def assignment(cost: Tensor) -> Tensor:
 
 
 def _joint(out: Output, y: Tensor) -> Tensor:
-    return torch.cat([_unit(out.image), _unit(out.text).mean(0)[y]], -1)
+    texts = _unit(out.text).mean(0)
+    if y.dim() == 1:
+        return torch.cat([_unit(out.image), texts[y]], -1)
+    there = (y == 1).to(texts.dtype)
+    return torch.cat([_unit(out.image), there @ texts / there.sum(1, keepdim=True).clamp_min(1)], -1)
 
 
 def _unit(x: Features) -> Tensor:

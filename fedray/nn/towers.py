@@ -8,13 +8,15 @@ low-precision matrix products copy the weights once per row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
 from fedray.nn.architecture import Architecture, TowerShape
-from fedray.types import VisionPrompts
+from fedray.types import TextPrompts, VisionPrompts
 
 
 class Linear(nn.Linear):
@@ -73,14 +75,15 @@ class Block(nn.Module):
         self.qkv, self.out = Linear(shape.width, 3 * shape.width), Linear(shape.width, shape.width)
         self.fc, self.proj = Linear(shape.width, shape.hidden), Linear(shape.hidden, shape.width)
 
-    def forward(self, x: Tensor, *, causal: bool, fused: bool = False) -> Tensor:
-        """(R, L, w) to (R, L, w)."""
-        mixed = attend(self.ln_1(x), self.qkv, self.heads, causal=causal, fused=fused)
+    def forward(self, x: Tensor, *, causal: bool, fused: bool = False, adapter: nn.Module | None = None) -> Tensor:
+        """(R, L, w) to (R, L, w); what the adapter makes of ln_1(x) is added."""
+        normed = self.ln_1(x)
+        mixed = attend(normed, self.qkv, self.heads, causal=causal, fused=fused)
         x = x + self.out(mixed).view(x.shape)
         hidden: Tensor = self.fc(self.ln_2(x).reshape(-1, x.shape[-1]))
         hidden = hidden * torch.sigmoid(1.702 * hidden) if self.quick else F.gelu(hidden)
         hidden = self.proj(hidden).view(x.shape)
-        return x + hidden
+        return x + hidden if adapter is None else x + hidden + adapter(normed)
 
 
 class TextTower(nn.Module):
@@ -102,21 +105,22 @@ class TextTower(nn.Module):
             x = block(x, causal=True, fused=True)
         return x
 
-    def prompted(self, ids: Tensor, spots: Tensor, tokens: Tensor) -> Tensor:
+    def prompted(self, ids: Tensor, spots: Tensor, prompts: TextPrompts) -> Tensor:
         """Prompts (N, C or 1, D, n, w) put at `spots` (C, n) of ids (C, L): hidden states (N, C, L, w).
 
         Layer 0 replaces what stands there, layer i > 0 what block i - 1 made of it.
         """
         x: Tensor = self.token_embedding(ids)
-        (count, _, depth, n, _), (classes, length, width) = tokens.shape, x.shape
-        layers = tokens.to(x.dtype).expand(count, classes, depth, n, width).unbind(2)
+        (count, _, depth, n, _), (classes, length, width) = prompts.tokens.shape, x.shape
+        parts = prompts.tokens.to(x.dtype).expand(count, classes, depth, n, width).unbind(2)
+        layers = dict(zip(prompts.layers or range(depth), parts, strict=True))
         where = spots[None, :, :, None].expand(count, classes, n, width)
         x = x.expand(count, classes, length, width).scatter(2, where, layers[0])
         x = (x + self.positional_embedding[:length]).reshape(-1, length, width)
         for i, block in enumerate(self.blocks):
-            if 0 < i < depth:
+            if 0 < i in layers:
                 x = x.view(count, classes, length, width).scatter(2, where, layers[i]).view(-1, length, width)
-            x = block(x, causal=True)
+            x = block(x, causal=True, adapter=prompts.adapters.get(i))
         return x.view(count, classes, length, width)
 
     def project(self, x: Tensor) -> Tensor:
@@ -140,7 +144,7 @@ class VisionTower(nn.Module):
         self.proj = nn.Parameter(torch.empty(width, arch.joint))
 
     def forward(self, pixels: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
-        """Pixels (B, 3, S, S) to hidden states (B, 1 + M, w) of class token and patches; prompt outputs are dropped."""
+        """Pixels (B, 3, S, S) to hidden states (B, 1 + M + n, w): class token, patches, prompts where they stand."""
         x: Tensor = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
         if prompts is None:
@@ -158,8 +162,8 @@ class VisionTower(nn.Module):
         for i, block in enumerate(self.blocks):
             if 0 < i < len(layers):
                 x = _insert(x, layers[i], at, at + n)
-            x = block(x, causal=False)
-        return torch.cat([x[:, :at], x[:, at + n :]], 1)
+            x = block(x, causal=False, adapter=prompts.adapters.get(i))
+        return x
 
     def project(self, x: Tensor) -> Tensor:
         """Hidden states (..., w) to features (..., d), in fp32."""
@@ -172,13 +176,20 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def fits(tokens: Tensor, tower: TowerShape, name: str) -> None:
+def fits(
+    tokens: Tensor, tower: TowerShape, name: str, *, layers: Sequence[int] = (), adapters: Sequence[int] = ()
+) -> None:
     """Let prompts (..., D, n, w) pass that a tower can take.
 
     Raises:
-        BadInput: they are too wide or too deep.
+        BadInput: they are too wide or too deep, or for other layers than there are.
     """
     depth, _, width = tokens.shape[-3:]
+    for where in (layers, adapters):
+        if where and not (min(where) >= 0 and max(where) < tower.layers):
+            raise BadInput(f"{name} layers {list(where)} are not all among 0 to {tower.layers - 1}; choose of these")
+    if layers and (len(layers) != depth or layers[0] != 0 or sorted(set(layers)) != list(layers)):
+        raise BadInput(f"{name} prompts for layers {list(layers)} hold {depth}; give one set for each, from 0 upwards")
     if width != tower.width:
         raise BadInput(f"{name} prompts of width {width}, the {name} tower has {tower.width}; make them for this CLIP")
     if depth > tower.layers:

@@ -21,9 +21,9 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from fedray.data import partition
 from fedray.errors import BadInput
-from fedray.report.tables import LOCAL, TITLES, only_seeds, summary
+from fedray.report.tables import TITLES, only_seeds, sized, summary
 from fedray.track import files
-from fedray.track.names import Cell, cell
+from fedray.track.names import HEADLINES, Cell, cell
 from fedray.track.run import GLOBAL, RunFolder
 
 NARROW, WIDE = 3.3, 6.9
@@ -110,7 +110,7 @@ def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: 
         axes.set_xlabel(AXES.get(x, TITLES.get(x, x)))
         axes.set_ylabel(TITLES.get(y, y).replace("acc.", "accuracy"))
         _legend(figure, axes)
-        size = data["n_eval_local" if y in LOCAL else "n_eval"]
+        size = data[sized(y, list(data.columns))]
         _caption(figure, f"{_over(data['n_seeds'], 'seed')}, n = {_span(size)} test images")
     return Drawing(figure, data)
 
@@ -122,18 +122,16 @@ def rounds_curve(folders: Sequence[RunFolder]) -> Drawing:
         BadInput: no run has been scored yet, or the runs of a method differ in more than their seed.
     """
     only_seeds(pd.DataFrame([cell(folder.config) for folder in folders], columns=Cell._fields), ["method"])
-    panels = {"eval/global/acc1": "Global model", "eval/local/acc1": "Local models"}
-    rows = [
-        (cell(folder.config).method, metric, r, value)
-        for folder in folders
-        for r, _, metric, value, _ in folder.records(client=GLOBAL)
-        if metric in panels
-    ]
+    records = [(cell(f.config).method, *record) for f in folders for record in f.records(client=GLOBAL)]
+    scored = {metric for _, _, _, metric, _, _ in records}
+    head = next((name for name in HEADLINES if f"eval/global/{name}" in scored), HEADLINES[0])
+    panels = {f"eval/global/{head}": "Global model", f"eval/local/{head}": "Local models"}
+    rows = [(method, metric, r, value) for method, r, _, metric, value, _ in records if metric in panels]
     if not rows:
         raise BadInput("no run has been scored yet; wait for its first evaluation")
-    raw = pd.DataFrame(rows, columns=["method", "metric", "round", "acc1"])
-    groups = raw.groupby(["method", "metric", "round"])["acc1"]
-    data = groups.agg(acc1="mean", std=lambda values: values.std(ddof=1), n_runs="size").reset_index()
+    raw = pd.DataFrame(rows, columns=["method", "metric", "round", "score"])
+    groups = raw.groupby(["method", "metric", "round"])["score"]
+    data = groups.agg(score="mean", std=lambda values: values.std(ddof=1), n_runs="size").reset_index()
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDE, 2.5), layout="constrained")
         pair = figure.subplots(1, 2, sharey=True)
@@ -141,12 +139,12 @@ def rounds_curve(folders: Sequence[RunFolder]) -> Drawing:
             shown = data[data["metric"] == metric]
             for name, style in styles(list(data["method"])).items():
                 part = shown[shown["method"] == name]
-                _band(axes, part["round"].to_numpy(), part["acc1"].to_numpy(), part["std"].to_numpy(), name, style)
+                _band(axes, part["round"].to_numpy(), part["score"].to_numpy(), part["std"].to_numpy(), name, style)
             axes.set_title(title)
             axes.set_xlabel("Round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             _grid(axes)
-        pair[0].set_ylabel("Accuracy (%)")
+        pair[0].set_ylabel({"acc1": "Accuracy (%)", "map": "mAP (%)"}[head])
         _legend(figure, pair[0])
         _caption(figure, _over(data["n_runs"], "run"))
     return Drawing(figure, data)
@@ -165,13 +163,13 @@ def partition_bubbles(path: Path, *, names: Sequence[str] | None = None, note: s
     """
     parts, labels = partition.load(path)
     data = pd.DataFrame(partition.table(parts, labels), columns=["client", "label", "n"])
-    classes = int(labels.max(initial=0)) + 1
+    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=0)) + 1
     with mpl.rc_context(RC):
         figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
         panels = figure.subplots(2, 2, sharex="col", sharey="row", width_ratios=(5, 1), height_ratios=(1, 5))
         (top, corner), (axes, side) = panels
         corner.set_axis_off()
-        most = int(data["n"].max())
+        most = int(data["n"].max()) if len(data) else 1
         room = min(NARROW * 0.68 / max(len(parts), 1), 2.0 / classes) * 72  # points between neighbours
         shade = np.log(data["n"]) / max(np.log(most), 1e-9)
         axes.scatter(
@@ -186,7 +184,8 @@ def partition_bubbles(path: Path, *, names: Sequence[str] | None = None, note: s
         _grid(axes, "both")
         top.bar(range(len(parts)), [len(part) for part in parts], color="#777777", width=0.7)
         top.set_ylabel("Images")
-        side.barh(range(classes), np.bincount(labels, minlength=classes), color="#777777", height=0.7)
+        totals = data.groupby("label")["n"].sum().reindex(range(classes), fill_value=0)
+        side.barh(range(classes), totals, color="#777777", height=0.7)
         side.set_xlabel("Images")
         text = f"{len(labels)} images, {len(parts)} clients, {classes} classes, largest bubble {most}"
         _caption(figure, "\n".join([text, "; ".join(filter(None, [note, f"digest {partition.digest(parts)[:12]}"]))]))

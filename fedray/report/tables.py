@@ -18,7 +18,7 @@ import pandas as pd
 
 from fedray.errors import BadInput, did_you_mean
 from fedray.track import files
-from fedray.track.names import cell, flatten
+from fedray.track.names import HEADLINES, cell, flatten
 from fedray.track.run import GLOBAL, RunFolder
 
 if TYPE_CHECKING:
@@ -31,8 +31,12 @@ METRICS = {
     "acc_p10": "eval/local/acc1_p10",
     "acc_std": "eval/local/acc1_std",
     "loss_global": "eval/global/loss",
+    "map_global": "eval/global/map",
+    "map_local": "eval/local/map",
+    "cf1_global": "eval/global/cf1",
+    "of1_global": "eval/global/of1",
 }
-"""Column -> metric of its last round; accuracies in percent."""
+"""Column -> metric of its last round; accuracies and average precisions in percent."""
 
 TITLES = {
     "method": "Method",
@@ -50,15 +54,27 @@ TITLES = {
     "acc_p10": "Worst 10 % (%)",
     "acc_std": "Std over clients",
     "loss_global": "Global loss",
+    "map_global": "Global mAP (%)",
+    "map_local": "Local mAP (%)",
+    "cf1_global": "Global CF1 (%)",
+    "of1_global": "Global OF1 (%)",
     "up_mb": "Up (MB)",
     "down_mb": "Down (MB)",
+    "up_kb": "Up (kB)",
+    "down_kb": "Down (kB)",
+    "fit_s": "Round (s)",
 }
-LOCAL = {"acc_local", "acc_weighted", "acc_p10", "acc_std"}
-LOWER_IS_BETTER = {"loss_global", "acc_std", "up_mb", "down_mb"}
+LOCAL = {"acc_local", "acc_weighted", "acc_p10", "acc_std", "map_local"}
+COSTS = ("up_mb", "down_mb", "up_kb", "down_kb", "fit_s")
+"""Of a whole run in MB; per client and round in kB; seconds of a round's training."""
+LOWER_IS_BETTER = {"loss_global", "acc_std", *COSTS}
 
 
 def cells(folders: Sequence[RunFolder], *, fields: Sequence[str] = ()) -> pd.DataFrame:
     """One row per finished run: its coordinates, its last scores, the bytes it sent.
+
+    Of each exam that a run sat: ``acc_<exam>``, ``acc_<exam>_local`` where clients have models of their own, and
+    ``n_<exam>``, its images.
 
     Args:
         folders: runs; those not finished are left out.
@@ -66,7 +82,8 @@ def cells(folders: Sequence[RunFolder], *, fields: Sequence[str] = ()) -> pd.Dat
     """
     rows = [_row(folder, fields) for folder in folders if folder.status["state"] == "done"]
     columns = ["run", "method", "data", "alpha", "clients", "seed", "rounds", *fields, "n_eval", "n_eval_local"]
-    frame = pd.DataFrame(rows, columns=[*columns, *METRICS, "up_mb", "down_mb"])
+    further = list(dict.fromkeys(name for row in rows for name in row if name not in {*columns, *METRICS, *COSTS}))
+    frame = pd.DataFrame(rows, columns=[*columns, *METRICS, *COSTS, *further])
     return frame.sort_values(["method", "data", "alpha", "seed", "run"], ignore_index=True)
 
 
@@ -74,25 +91,51 @@ def _row(folder: RunFolder, fields: Sequence[str]) -> dict[str, Any]:
     config = flatten(folder.config)
     known = cell(folder.config)._asdict()
     last: dict[str, tuple[float, int]] = {}
-    sums = {"comm/up_bytes": 0.0, "comm/down_bytes": 0.0}
-    rounds = 0
+    sums = {"comm/up_bytes": 0.0, "comm/down_bytes": 0.0, "time/fit_s": 0.0}
+    rounds, visits = 0, 0
     for r, _, metric, value, n in sorted(folder.records(client=GLOBAL)):
         last[metric], rounds = (value, n), r
         if metric in sums:
             sums[metric] += value
+            visits += n if metric == "comm/up_bytes" else 0
     nothing = (float("nan"), 0)
+    sizes = {view: max(last.get(f"eval/{view}/{m}", nothing)[1] for m in HEADLINES) for view in ("global", "local")}
+    exams = [name for name in str(config.get("exams") or "").split(",") if name]
+    views = [view for exam in exams for view in (exam, f"{exam}_local") if f"eval/{view}/acc1" in last]
     return {
         **known,
         "run": folder.run_id,
         "rounds": rounds,
         "clients": config.get("partition.clients"),
         **{field: config.get(field) for field in fields},
-        "n_eval": last.get("eval/global/acc1", nothing)[1],
-        "n_eval_local": last.get("eval/local/acc1", nothing)[1],
+        "n_eval": sizes["global"],
+        "n_eval_local": sizes["local"],
         **{column: last.get(metric, nothing)[0] for column, metric in METRICS.items()},
         "up_mb": sums["comm/up_bytes"] / 1e6,
         "down_mb": sums["comm/down_bytes"] / 1e6,
+        "up_kb": sums["comm/up_bytes"] / max(visits, 1) / 1e3,
+        "down_kb": sums["comm/down_bytes"] / max(visits, 1) / 1e3,
+        "fit_s": sums["time/fit_s"] / max(rounds, 1),
+        **{f"acc_{view}": last[f"eval/{view}/acc1"][0] for view in views},
+        **{f"n_{exam}": last.get(f"eval/{exam}/acc1", nothing)[1] for exam in exams},
     }
+
+
+def sized(metric: str, columns: Sequence[str]) -> str:
+    """The column that holds how many images a score rests on."""
+    exam = "n_" + metric.removeprefix("acc_").removesuffix("_local")
+    return exam if exam in columns else "n_eval_local" if metric in LOCAL else "n_eval"
+
+
+def title(column: str) -> str:
+    """What a column is called in print."""
+    if column in TITLES or not column.startswith(("acc_", "n_")):
+        return TITLES.get(column, column)
+    kind, _, exam = column.partition("_")
+    own = exam.endswith("_local")
+    return (
+        f"n {exam}" if kind == "n" else f"{exam.removesuffix('_local').capitalize()} acc.{', local' if own else ''} (%)"
+    )
 
 
 def summary(frame: pd.DataFrame, *, by: Sequence[str], metrics: Sequence[str] = ("acc_global",)) -> pd.DataFrame:
@@ -109,7 +152,7 @@ def summary(frame: pd.DataFrame, *, by: Sequence[str], metrics: Sequence[str] = 
     only_seeds(frame, by)
     groups = frame.groupby(list(by), dropna=False, sort=True)
     out = groups.agg(n_seeds=("run", "size")).reset_index()
-    for size in dict.fromkeys("n_eval_local" if metric in LOCAL else "n_eval" for metric in metrics):
+    for size in dict.fromkeys(sized(metric, list(frame.columns)) for metric in metrics):
         out[size] = groups[size].min().to_numpy()
     for metric in metrics:
         out[metric] = groups[metric].mean().to_numpy()
@@ -154,7 +197,7 @@ def sheet(table: pd.DataFrame, *, within: Sequence[str] = ()) -> Sheet:
         (*(_plain(row[column]) for column in plain), *(_score(row[m], row[f"{m}_std"]) for m in metrics))
         for _, row in table.iterrows()
     ]
-    header = tuple(TITLES.get(column, column) for column in (*plain, *metrics))
+    header = tuple(title(column) for column in (*plain, *metrics))
     return Sheet(header, tuple(rows), tuple(map(tuple, ranks.to_numpy().tolist())))
 
 
@@ -165,7 +208,7 @@ def grid(table: pd.DataFrame, *, metric: str, rows: str = "method", columns: str
     none = {metric: math.nan, f"{metric}_std": math.nan}
     picked = [[found.get((name, place), none) for place in places] for name in names]
     ranks = [_ranks([line[i][metric] for line in picked], metric) for i in range(len(places))]
-    size = "n_eval_local" if metric in LOCAL else "n_eval"
+    size = sized(metric, list(table.columns))
     sizes = [min(found[key][size] for key in found if key[1] == place) for place in places]
     header = (TITLES.get(rows, rows), *(f"{_plain(p)} (n={int(n)})" for p, n in zip(places, sizes, strict=True)))
     text = [

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from fedray.track.files import Record
-from fedray.track.names import cell, flatten
+from fedray.track.names import HEADLINES, cell, flatten
 
 ARTIFACTS = ("env.json", "rounds.parquet", "partition.parquet", "prompts/global.safetensors")
 FOLDERS = ("figures", "tables")
@@ -69,7 +69,8 @@ def final(rows: list[Record]) -> list[Record]:
     last = max((row[0] for row in scores), default=0)
     found = [(r, k, f"final/{metric[5:]}", value, n) for r, k, metric, value, n in scores if r == last]
     counts = {metric: n for _, _, metric, _, n in found}
-    n_eval = counts.get("final/global/acc1", counts.get("final/local/acc1"))
+    heads = (f"final/{view}/{head}" for view in ("global", "local") for head in HEADLINES)
+    n_eval = next((counts[name] for name in heads if name in counts), None)
     return found if n_eval is None else [*found, (last, found[0][1], "final/n_eval", float(n_eval), n_eval)]
 
 

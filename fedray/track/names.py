@@ -7,6 +7,14 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
+HEADLINES = ("acc1", "map")
+"""The score that a model is known by: accuracy, or mean average precision where images have several labels."""
+
+
+def headline(metrics: Mapping[str, Any], view: str) -> str | None:
+    """The name of a view's headline among these metrics, ``eval/local/acc1``; None if it has not been scored."""
+    return next((name for name in (f"eval/{view}/{head}" for head in HEADLINES) if name in metrics), None)
+
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted path -> leaf; lists are leaves."""

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedray.fed.client import Clients, Diverged, fit, open_world, score, threads
+from fedray.fed.client import Clients, Diverged, factor, fit, open_world, score, threads
 from fedray.fed.local import Local
-from fedray.method import split
-from fedray.types import GLOBAL, Job
+from fedray.method import load, parameters, split
+from fedray.types import GLOBAL, Given, Job
 
 
 def parts(world):
@@ -96,7 +96,7 @@ def test_a_client_without_test_images_scores_nothing(world):
     shared, private = parts(world)
     tests = (np.array([], dtype=int), *world.setup.tests[1:])
     empty = world._replace(setup=world.setup._replace(tests=tests))
-    assert score(empty, Job(1, 0, shared), private)[2:] == (0, {})
+    assert score(empty, Job(1, 0, shared), private)[2:] == (0, {}, "")
 
 
 def test_repeating_a_round_gives_the_same_bytes(made, tmp_path):
@@ -140,5 +140,46 @@ def test_the_step_is_torchs_own_sgd_to_the_bit():
         for p, g in zip(theirs, gradients, strict=True):
             p.grad = g
         optimiser.step()
-        local.step(ours, gradients, momenta, 0.1)
+        local.step(ours, gradients, momenta, [0.1, 0.1])
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_each_parameter_steps_at_its_own_rate():
+    local = Local(lr=0.1, momentum=0.9, weight_decay=0.01)
+    ours = [torch.ones(2), torch.ones(2), torch.ones(2)]
+    theirs = [torch.nn.Parameter(p.clone()) for p in ours]
+    groups = [{"params": [theirs[0], theirs[2]], "lr": 0.1}, {"params": [theirs[1]], "lr": 0.5}]
+    optimiser = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01, foreach=False)
+    momenta = [None] * 3
+    for step in range(3):
+        gradients = [torch.full((2,), float(step + i)) for i in range(3)]
+        for p, g in zip(theirs, gradients, strict=True):
+            p.grad = g
+        optimiser.step()
+        local.step(ours, gradients, momenta, [0.1, 0.5, 0.1])
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_first_pattern_that_matches_gives_the_factor():
+    rates = {"gate.out.*": 2.0, "gate.*": 5.0}
+    assert [factor(rates, name) for name in ("gate.out.bias", "gate.into", "prompts.tokens")] == [2.0, 5.0, 1.0]
+
+
+def test_a_client_may_train_against_its_own_classes_alone(made):
+    """With own classes, logits are over those alone: the loss of the first step is that of the smaller task."""
+    changes = {"method": "promptfl", "partition.alpha": 0.01, "local.batch": 100}
+    (_, whole), (_, own) = made(**changes), made(**changes, **{"local.label_space": "own"})
+    world = open_world(own.setup)
+    client = own.clients[0]
+    shard = own.setup.shards[client]
+    y = torch.from_numpy(own.setup.train.labels[shard])
+    classes = y.unique()
+    assert len(classes) < 10
+    given = Given(world.clip, world.setup.task.take(classes))
+    load(world.method, parameters(whole.setup.method))
+    logits = world.method(given, world.setup.train.take(shard)).logits
+    expected = torch.nn.functional.cross_entropy(logits, torch.searchsorted(classes, y)).item()
+    result, _ = fit(world, Job(1, client, own.shared), {})
+    assert result.metrics["train/loss"] == pytest.approx(expected, rel=1e-6)
+    every, _ = fit(open_world(whole.setup), Job(1, client, whole.shared), {})
+    assert every.metrics["train/loss"] > result.metrics["train/loss"]

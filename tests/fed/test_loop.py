@@ -72,7 +72,7 @@ def run(made, wrap=lambda e: e, resume=None, executor=None, **changes):
         "evaluate_every": experiment.evaluate_every,
         "seed": experiment.seed,
     }
-    return list(rounds(built.shared, experiment.server, executor, resume=resume, **settings)), executor
+    return list(rounds(built.shared, built.server, executor, resume=resume, **settings)), executor
 
 
 def same(one, two):
@@ -90,9 +90,9 @@ def test_order_of_completion_leaves_no_trace(made, seed):
 @pytest.mark.parametrize("stop", [1, 2])
 def test_resume_equals_running_through(made, stop):
     through, _ = run(made, rounds=3)
-    experiment, built = made(rounds=3)
+    _, built = made(rounds=3)
     executor = Inline(built.setup)
-    iterator = rounds(built.shared, experiment.server, executor, clients=built.clients, total=3, seed=0)
+    iterator = rounds(built.shared, built.server, executor, clients=built.clients, total=3, seed=0)
     last = [next(iterator) for _ in range(stop)][-1]
     rest, _ = run(made, resume=last, executor=executor, rounds=3)
     assert [r.round for r in rest] == list(range(stop + 1, 4))

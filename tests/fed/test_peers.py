@@ -1,4 +1,4 @@
-"""Aggregators that send clients each other's prompts, or learn their weights: means, inboxes, simplex, resume."""
+"""What all aggregators keep to, and those that send prompts on or learn weights: inboxes, simplex, bytes, resume."""
 
 import subprocess
 import sys
@@ -10,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedray.fed.gaussian import Gaussian
 from fedray.fed.loop import Inline, rounds
+from fedray.fed.mixtures import Mixtures
+from fedray.fed.outliers import Outliers
 from fedray.fed.peers import Experts, FedAWA, Peers, gradient, learn
 from fedray.fed.server import FedAvg
 from fedray.recipe import Recipe
@@ -19,7 +22,15 @@ from fedray.types import GLOBAL, Result
 
 SHAPES = {"b": (2, 3), "a": (4,)}
 INITIAL = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-ALL = [Peers(), Experts(k=2), Experts(k=2, select="random"), FedAWA(lr=0.1, steps=3)]
+ALL = [
+    Peers(),
+    Experts(k=2),
+    Experts(k=2, select="random"),
+    FedAWA(lr=0.1, steps=3),
+    Mixtures(alike="b", own="b"),
+    Outliers(),
+    Gaussian(centre=2, width=1),
+]
 
 
 def results(seed, clients, round=1):
@@ -172,6 +183,9 @@ class Still:
         (Experts(k=2), [1, 3, 3]),
         (Experts(k=9), [1, 5, 5]),
         (FedAWA(), [1, 1, 1]),
+        (Mixtures(alike="b", own="b"), [1, 1, 1]),
+        (Outliers(), [1, 1, 1]),
+        (Gaussian(), [1, 1, 1]),
     ],
 )
 def test_bytes_on_the_wire_are_counted(server, copies):
@@ -272,6 +286,10 @@ def test_fedawa_of_equal_clients_is_their_model():
         (lambda: FedAWA(lr=0), "greater than 0"),
         (lambda: FedAWA(steps=0), "greater than or equal to 1"),
         (lambda: Peers(k=3), "Unexpected keyword argument"),
+        (lambda: Mixtures(tau=0), "greater than 0"),
+        (lambda: Outliers(share=1), "less than 1"),
+        (lambda: Outliers(drop="both"), "'bottom' or 'top'"),
+        (lambda: Gaussian(width=0), "greater than 0"),
     ],
 )
 def test_options_out_of_range_are_refused(make, text):
@@ -280,14 +298,23 @@ def test_options_out_of_range_are_refused(make, text):
 
 
 def test_describing_a_server_does_not_import_torch():
-    code = "import sys; from fedray.fed.peers import *; Peers(), Experts(), FedAWA(); sys.exit('torch' in sys.modules)"
+    names = ("Peers", "Experts", "FedAWA", "Mixtures", "Outliers", "Gaussian")
+    code = f"import sys; from fedray.experiment import {', '.join(names)}; {'(), '.join(names)}(); "
+    code += "sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
     ("method", "server"),
-    [(Recipe("fedrsclip"), Peers()), (Recipe("pfedmoap", n_ctx=4), Experts(k=2)), (Recipe("fedtpg"), FedAWA(lr=0.1))],
-    ids=["fedrsclip", "pfedmoap", "fedtpg"],
+    [
+        (Recipe("fedrsclip"), Peers()),
+        (Recipe("pfedmoap", n_ctx=4), Experts(k=2)),
+        (Recipe("fedtpg"), FedAWA(lr=0.1)),
+        (Recipe("dp2fl", n_ctx=4), Mixtures()),
+        (Recipe("fedawa_ofl"), Outliers()),
+        (Recipe("promptsrc"), Gaussian(centre=2)),
+    ],
+    ids=["fedrsclip", "pfedmoap", "fedtpg", "dp2fl", "fedawa_ofl", "promptsrc"],
 )
 def test_a_run_is_reproducible_and_resumes(made, method, server):
     options = {f"method.{k}": v for k, v in method.options.items()}
@@ -303,3 +330,12 @@ def test_a_run_is_reproducible_and_resumes(made, method, server):
         assert all(torch.equal(value, two.shared[name]) for name, value in one.shared.items())
         plain = [[row for row in done.rows if not row.metric.startswith("time/")] for done in (one, two)]
         assert plain[0] == plain[1]
+
+
+def test_fedawa_keeps_whole_numbers_whole():
+    start = {"w": torch.zeros(2), "steps": torch.tensor(0)}
+    got = [Result(1, k, 1, {"w": torch.full((2,), 1.0 + k), "steps": torch.tensor(5 - k)}, {}) for k in range(3)]
+    state = FedAWA().update(FedAWA().init(start), got)
+    assert torch.equal(state["steps"], torch.tensor(5))
+    without = [r._replace(shared={"w": r.shared["w"]}) for r in got]
+    assert torch.equal(state["w"], FedAWA().update({"w": torch.zeros(2)}, without)["w"])

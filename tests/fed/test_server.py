@@ -62,3 +62,28 @@ def test_without_weight_the_state_stays(got):
 def test_everyone_receives_the_same():
     state = FedAvg().init({"a": torch.ones(1)})
     assert FedAvg().send(state, 3, 1) == FedAvg().send(state, GLOBAL, 9) == (state, {})
+
+
+@given(seed=st.integers(0, 999), count=st.integers(2, 6))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_clients_does_not_matter(seed, count):
+    got = results(np.random.default_rng(seed), count)
+    order = np.random.default_rng(seed + 1).permutation(count)
+    one, two = FedAvg().update(got[0].shared, got), FedAvg().update(got[0].shared, [got[i] for i in order])
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_batch_norms_are_averaged_but_for_their_counts():
+    """Running statistics by samples like weights; of the number of steps the largest, in its own type."""
+    norms = []
+    for steps, scale in ((3, 1.0), (1, 5.0)):
+        norms.append(torch.nn.BatchNorm2d(2).train())
+        for _ in range(steps):
+            norms[-1](scale * torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(steps)))
+    states = [{name: value.detach().clone() for name, value in norm.state_dict().items()} for norm in norms]
+    got = [Result(1, k, n, state, {}) for k, (n, state) in enumerate(zip((10, 30), states, strict=True))]
+    state = FedAvg().update(states[0], got)
+    assert torch.equal(state["num_batches_tracked"], torch.tensor(3))
+    for name in ("weight", "running_mean", "running_var"):
+        assert torch.allclose(state[name], 0.25 * states[0][name] + 0.75 * states[1][name], atol=1e-6)
+    torch.nn.BatchNorm2d(2).load_state_dict(state, strict=True)

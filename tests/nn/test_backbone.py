@@ -72,7 +72,7 @@ def test_patch_tokens_are_the_normed_projected_outputs(both: Both, images: Tenso
     model, clip = both
     v = model.visual
     expected = v.ln_post(v.transformer(v._embeds(images)))[:, 1:] @ v.proj
-    out = clip.encode_image(images, tokens=True)
+    out = clip.encode_image(images, tokens="patches")
     assert out.tokens is not None and out.tokens.shape == (3, 9, 24)
     torch.testing.assert_close(out.tokens, expected, rtol=0, atol=1e-5)
     assert clip.encode_image(images).tokens is None
@@ -212,14 +212,14 @@ def test_vision_prompts_stand_where_they_should(
     for i, block in enumerate(v.transformer.resblocks):
         wide = block(put(wide, i) if 0 < i < depth else wide)
     expected = (v.ln_post(wide) @ v.proj)[:, kept]
-    out = clip.encode_image(images, VisionPrompts(p, place, stage), tokens=True)
+    out = clip.encode_image(images, VisionPrompts(p, place, stage), tokens="patches")
     torch.testing.assert_close(out.pooled, expected[:, 0], rtol=0, atol=2e-5)
     torch.testing.assert_close(out.tokens, expected[:, 1:], rtol=0, atol=2e-5)
 
 
 def test_gradients_reach_every_layer_of_prompts_and_no_weight(clip: Backbone, task: Task, images: Tensor) -> None:
     text, vision = torch.randn(2, 1, 3, 2, 32, requires_grad=True), torch.randn(1, 3, 2, 48, requires_grad=True)
-    out = clip.encode_image(images, VisionPrompts(vision), tokens=True)
+    out = clip.encode_image(images, VisionPrompts(vision), tokens="patches")
     assert out.tokens is not None
     (
         clip.encode_text(task, TextPrompts(text)).pooled.pow(2).sum() + out.pooled.pow(2).sum() + out.tokens.sum()
@@ -248,7 +248,7 @@ def test_vmap_over_prompts_is_the_loop(clip: Backbone, task: Task, images: Tenso
 
     def loss(text: Tensor, vision: Tensor) -> Tensor:
         t = clip.encode_text(task, TextPrompts(text, "middle")).pooled
-        out = clip.encode_image(images, VisionPrompts(vision), tokens=True)
+        out = clip.encode_image(images, VisionPrompts(vision), tokens="patches")
         assert out.tokens is not None
         return torch.einsum("ncd,bd->", t, out.pooled) + out.tokens.pow(2).sum()
 
@@ -276,7 +276,7 @@ def test_bf16_is_close_returns_fp32_and_keeps_norms(config: Config, both: Both, 
     a, b = (c.encode_text(task, TextPrompts(tokens)).pooled for c in (clip, low))
     grads = [torch.autograd.grad(f.sum(), tokens)[0].flatten() for f in (a, b)]
     assert torch.cosine_similarity(*grads, dim=0) > 0.99
-    c, d = (k.encode_image(images, tokens=True) for k in (clip, low))
+    c, d = (k.encode_image(images, tokens="patches") for k in (clip, low))
     assert low.embed(torch.tensor([1])).dtype == b.dtype == d.pooled.dtype == torch.float32
     for exact, rounded in ((a, b), (c.pooled, d.pooled), (c.tokens, d.tokens)):
         assert exact is not None and rounded is not None
@@ -295,13 +295,13 @@ def test_without_prompts_the_zero_shot_features(clip: Backbone, task: Task) -> N
 
 def test_features_pass_through(clip: Backbone) -> None:
     x = Features(torch.randn(2, 24), torch.randn(2, 9, 24).half())
-    out = clip.encode_image(x, tokens=True)
+    out = clip.encode_image(x, tokens="patches")
     assert out.pooled is x.pooled
     assert out.tokens is not None and x.tokens is not None and torch.equal(out.tokens, x.tokens.float())
     with pytest.raises(BadInput, match=r"cached features can't see vision prompts, .*; use pixels"):
         clip.encode_image(x, VisionPrompts(torch.zeros(1, 1, 1, 48)))
     with pytest.raises(BadInput, match=r"cached features hold no patch tokens; .*use pixels"):
-        clip.encode_image(Features(x.pooled), tokens=True)
+        clip.encode_image(Features(x.pooled), tokens="patches")
 
 
 def test_refusals_say_value_rule_and_remedy(clip: Backbone, task: Task, images: Tensor) -> None:

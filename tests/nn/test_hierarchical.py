@@ -108,7 +108,7 @@ def test_views_are_the_backbones_image_passes(clip, images, depth: int) -> None:
     kept: list[Tensor] = []
     handle = clip.vision.blocks[-1].register_forward_hook(lambda *call: kept.append(call[-1]))
     for v, tokens in enumerate(views):
-        seen = clip.encode_image(images, VisionPrompts(tokens[None]), tokens=True)
+        seen = clip.encode_image(images, VisionPrompts(tokens[None]), tokens="patches")
         torch.testing.assert_close(found.pooled[:, v], seen.pooled, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found.tokens[:, v, :-2], seen.tokens, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found.tokens[:, v], clip.vision.project(kept[-1][:, 1:]), rtol=1e-6, atol=1e-6)

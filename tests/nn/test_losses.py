@@ -51,7 +51,8 @@ class Two(nn.Module):
 def test_gradient_of_proximal_is_mu_times_the_way_from_what_was_received(seed: int, mu: float) -> None:
     method = Two(seed)
     received = {"a": draw(seed + 2, 3, 4), "b": draw(seed + 3, 5), "still": torch.zeros(2)}
-    term = Proximal(mu)(method, Given(None, None, received=received), None, None)  # type: ignore[arg-type]
+    given = Given(None, None, received=received)  # type: ignore[arg-type]
+    term = Proximal(mu)(method, given, None, None, None)["proximal"]  # type: ignore[arg-type]
     gaps = [p.detach() - received[name] for name, p in method.named_parameters()]
     assert number(term) == pytest.approx(mu / 2 * sum(number(g.square().sum()) for g in gaps), rel=1e-5)
     for gradient, gap in zip(torch.autograd.grad(term, list(method.parameters())), gaps, strict=True):
@@ -60,7 +61,8 @@ def test_gradient_of_proximal_is_mu_times_the_way_from_what_was_received(seed: i
 
 def test_proximal_lets_private_parameters_go_and_the_received_ones_rest() -> None:
     method, anchor = Two(), torch.zeros(3, 4, requires_grad=True)
-    Proximal(1.0)(method, Given(None, None, received={"a": anchor}), None, None).backward()  # type: ignore[arg-type]
+    given = Given(None, None, received={"a": anchor})  # type: ignore[arg-type]
+    Proximal(1.0)(method, given, None, None, None)["proximal"].backward()  # type: ignore[arg-type]
     assert method.a.grad is not None
     assert method.b.grad is None
     assert anchor.grad is None
@@ -69,7 +71,7 @@ def test_proximal_lets_private_parameters_go_and_the_received_ones_rest() -> Non
 @pytest.mark.parametrize("received", [{}, {"other": torch.ones(1)}, {"still": torch.ones(2)}])
 def test_proximal_to_nothing_is_refused(received: dict[str, Tensor]) -> None:
     with pytest.raises(BadInput, match=r"received holds none of \['a', 'b'\].*share some, or set mu to 0"):
-        Proximal()(Two(), Given(None, None, received=received), None, None)  # type: ignore[arg-type]
+        Proximal()(Two(), Given(None, None, received=received), None, None, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
@@ -89,7 +91,8 @@ class Zeroshot:
 
 
 def guidance(text: Tensor, teacher: Tensor, weight: float = 8.0) -> Tensor:
-    return Guidance(weight)(nn.Identity(), Given(None, Zeroshot(teacher)), None, out(text))  # type: ignore[arg-type]
+    given = Given(None, Zeroshot(teacher))  # type: ignore[arg-type]
+    return Guidance(weight)(nn.Identity(), given, None, None, out(text))["guidance"]  # type: ignore[arg-type]
 
 
 @settings(max_examples=25, deadline=None)

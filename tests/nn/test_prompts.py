@@ -149,10 +149,15 @@ def test_beside_of_different_towers_and_of_class_contexts(clip: Backbone, given:
     assert text(wide(given, images)).tokens.shape == (2, 4, 1, 2, 32)
 
 
-def test_beside_refuses_halves_that_do_not_match(clip: Backbone, given: Given, images: Tensor) -> None:
+def test_text_halves_that_differ_are_two_sets(clip: Backbone, given: Given, images: Tensor) -> None:
     for a, b in (({"n": 2}, {"n": 3}), ({"n": 2}, {"n": 2, "position": "front"}), ({"n": 2}, {"n": 2, "depth": 2})):
-        with pytest.raises(BadInput, match=r"text prompts of .* can't stand beside .*; give both halves the same n"):
-            Beside(TextContext(clip, **a), TextContext(clip, **b))(given, images)
+        one, two = TextContext(clip, **a), TextContext(clip, **b)
+        both = clip.encode_text(given.task, Beside(one, two)(given, images).text).pooled
+        each = [clip.encode_text(given.task, half(given, images).text).pooled for half in (one, two)]
+        assert torch.equal(both, torch.cat(each))
+
+
+def test_beside_refuses_vision_halves_that_do_not_match(clip: Backbone, given: Given, images: Tensor) -> None:
     for b in ({"n": 2, "depth": 2}, {"n": 2, "place": "after_cls"}, {"n": 2, "stage": "post_ln"}):
         with pytest.raises(
             BadInput, match=r"vision prompts of .* can't stand beside .*; give both halves the same depth"

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fedray.errors import BadInput
+from fedray.method import PromptMethod
 from fedray.nn.heads import Cosine, Transport
+from fedray.nn.prompts import NoPrompts
 from fedray.nn.teachers import assignment, image_drift, joint_drift, logit_drift, teach, text_drift
 from fedray.types import Features, Output
 
@@ -130,7 +132,8 @@ def test_nothing_drifts_where_nothing_was_learned() -> None:
 
 @pytest.mark.parametrize("head", [Cosine(), Cosine(temperature=0.1), Transport()])
 def test_the_teacher_is_zero_shot_clip_and_asks_for_no_gradient(given, images, head) -> None:
-    frozen = teach(given, images.requires_grad_(), head)
+    student = PromptMethod(NoPrompts(), head)
+    frozen = teach(given, images.requires_grad_(), student)
     seen = given.clip.encode_image(images, tokens=head.tokens)
     expected = head(Features(given.task.zeroshot[None]), seen, given.clip.logit_scale)
     assert torch.equal(frozen.logits, expected)
