@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(blocks("python")) == 2
+    assert len(blocks("python")) == 3
     assert len(commands()) >= 6
 
 
@@ -70,9 +72,31 @@ def test_setup_commands_are_the_ones_promised() -> None:
     assert lines == [f"{start}. && python studies/alpha_sweep.py", f'{start}".[test]" && pytest']
 
 
-def test_every_method_is_in_the_table() -> None:
-    listed = re.findall(r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", README, flags=re.MULTILINE)
-    assert sorted(listed) == sorted(recipe.known())
+ROW = r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \| ([\d,]+) \| (\d+) \| ([a-z ]+) \|$"
+
+
+def test_every_method_is_in_the_table_with_its_lines_and_fidelity() -> None:
+    listed = {row[0]: (int(row[2]), row[3]) for row in re.findall(ROW, README, flags=re.MULTILINE)}
+    files = {name: (path.read_text().count("\n"), recipe.card(path)) for name, path in recipe.known().items()}
+    assert listed == {name: (lines, card.fidelity.replace("-", " ")) for name, (lines, card) in files.items()}
+
+
+@pytest.mark.slow
+def test_bytes_in_the_table_are_what_the_study_counts() -> None:
+    spec = importlib.util.spec_from_file_location("overhead", ROOT / "studies" / "overhead.py")
+    assert spec and spec.loader
+    overhead = importlib.util.module_from_spec(spec)
+    sys.modules["overhead"] = overhead
+    spec.loader.exec_module(overhead)
+    counted = overhead.costs(tuple(recipe.known()), "ViT-B-16-quickgelu", 20)
+    listed = {row[0]: int(row[1].replace(",", "")) for row in re.findall(ROW, README, flags=re.MULTILINE)}
+    assert listed == {cost.method: cost.up for cost in counted}
+
+
+def test_the_card_snippet_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    snippet = next(block for block in blocks("python") if "Recipe(" in block)
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("paper-only 0.005 100 ")
 
 
 def test_every_exit_code_is_in_the_table() -> None:

@@ -6,9 +6,13 @@
 z_m: class token of the image beside vision prompt m; r: its patches and prompt outputs. h_n: end token of text prompt
 n; s: its context and name. Prompts are deep as in MaPLe. Everything is shared: averaged over clients, weights n_k / n.
 Wang et al., "Tuning Multi-mode Token-level Prompt Alignment across Modalities", NeurIPS 2023.
-
 The paper has vision prompts as projections of the text prompts (2.1) and says that no network is learned (3.2):
 `coupling` "linear", as in their code, or "none".
+
+Released names: prompt_learner.ctx[0] -> first.tokens[0, 0]; prompt_learner.ctx[1:] (N, n, w) -> others.tokens[:, 0];
+prompt_learner.compound_prompts_text.{i}[0] (n, w) -> first.tokens[0, i+1]; prompt_learner.proj.{x} -> maps.0.{x};
+prompt_learner.compound_prompts_text.{i}[1:] (N, n, w) -> others.tokens[:, i+1];
+prompt_learner.compound_prompt_projections.{i}.{x} -> maps.{i+1}.{x}.
 
 Departs from the paper: the entropy is in the plans alone, not in the distances of Eqs. 4-5 (so does their code); fixed
 words count with the name; `depth` is capped at the towers. Departs from their code, also with `token_mode` "code"
@@ -18,20 +22,28 @@ tokens): plans in the log domain and fp32, finished to 1e-3 of their mass; a fre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
 from fedray.nn.backbone import Backbone
 from fedray.nn.hierarchical import Hierarchical, Mode, encode_prompts, encode_views
+from fedray.nn.losses import task_loss
 from fedray.nn.prompts import TextContext, VisionContext
-from fedray.types import Features, Given, Needs, Output, TextPrompts
+from fedray.types import Features, Given, Needs, Output, TextPrompts, Weighting
 
+FIDELITY = "verified"
+PROTOCOL = {"local.lr": 0.0035, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {
+    "local.lr": (0.00035, 0.035, "log"),
+    "method.beta": (0.0, 1.0),
+    "method.eps": (0.01, 1.0, "log"),
+    "method.depth": [1, 3, None],
+}
 PAPER_DEPTH = 9
 
 
@@ -41,6 +53,8 @@ class Align(nn.Module):
     private: Sequence[str] = ()
     needs: Needs = "pixels"
     server: str | None = None
+    weighting: Weighting = "samples"
+    rates: Mapping[str, float] = {}
     words: Tensor
 
     def __init__(
@@ -79,7 +93,7 @@ class Align(nn.Module):
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
         """Cross-entropy (Eq. 8, with the logarithm that is missing there)."""
-        return {"loss": F.cross_entropy(self(given, x).logits, y)}
+        return {"loss": task_loss(self(given, x).logits, y)}
 
 
 def align(

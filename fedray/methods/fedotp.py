@@ -6,6 +6,9 @@ The global prompt is averaged over clients, the local one never leaves its clien
 Global view: the global prompt alone, with all of the mass on it.
 Li et al., "Global and Local Prompts Cooperation via Optimal Transport for Federated Learning", CVPR 2024.
 
+Released names: prompt_learner.ctx[0] (n, w) -> prompts.shared.tokens[0, 0];
+prompt_learner.ctx[1] (n, w) -> prompts.local.tokens[0, 0].
+
 Departs from their code: transport in the log domain and fp32 (theirs skips batches whose plan is NaN); participation
 holds from round 1 on (theirs trains every client in round 0); a fresh optimiser at each visit.
 """
@@ -18,6 +21,24 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Transport
 from fedray.nn.prompts import Beside, TextContext
+
+FIDELITY = "verified"
+PROTOCOL = {
+    "local.lr": 0.001,
+    "local.batch": 16,
+    "local.epochs": 1,
+    "rounds": 10,
+    "split.shots": 16,
+    "partition.clients": 10,
+    "method.eps": 0.01,
+}
+SPACE = {
+    "local.lr": (0.0001, 0.01, "log"),
+    "method.n_ctx": (2, 16),
+    "method.eps": (0.01, 0.1, "log"),
+    "method.mass": (0.5, 1.0),
+    "method.kind": ["partial", "balanced"],
+}
 
 
 def fedotp(

@@ -8,6 +8,9 @@ what is personal moves away from it. sigma is averaged over clients, U (n, r) an
 Global view: sigma alone.
 Cui et al., "Harmonizing Generalization and Personalization in Federated Prompt Learning", ICML 2024.
 
+Released names: prompt_learner.sigma (1, n, w) -> prompts.sigma.tokens[0];
+prompt_learner.U[0] (n, r) -> prompts.U; prompt_learner.V[0] (r, w) -> prompts.V.
+
 Departs from the paper: t0 is the mean over a data set's templates where it has several. And from its code: t0 is that
 hand-written prompt (theirs holds placeholder words, "X X .. X name"); rank 8 as in its scripts; a fresh optimiser at
 each visit.
@@ -26,7 +29,24 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.losses import check_temperature, check_weight, contrast
 from fedray.nn.prompts import STD, TextContext
-from fedray.types import Features, Given, Output, Prompts
+from fedray.types import Features, Given, Output, Prompts, TextPrompts
+
+FIDELITY = "verified"
+PROTOCOL = {
+    "local.lr": 0.001,
+    "local.batch": 32,
+    "local.epochs": 2,
+    "rounds": 25,
+    "split.shots": 16,
+    "partition.clients": 10,
+}
+SPACE = {
+    "local.lr": (0.0001, 0.01, "log"),
+    "method.n_ctx": (2, 16),
+    "method.rank": (2, 16),
+    "method.mu": (0.1, 10.0, "log"),
+    "method.tau": (0.1, 1.0),
+}
 
 
 def fedpgp(
@@ -59,7 +79,7 @@ def fedpgp(
         prompts,
         Cosine(temperature=temperature),
         private=["prompts.U", "prompts.V"],
-        penalties={"contrast": apart} if mu else None,
+        penalties=[apart] if mu else [],
     )
 
 
@@ -85,7 +105,7 @@ class LowRank(nn.Module):
     def forward(self, given: Given, x: Tensor | Features) -> Prompts:
         """The sum, or sigma where the view is global: text (1, 1, 1, n, w)."""
         shared: Prompts = self.sigma(given, x)
-        if given.view == "global" or shared.text is None:
+        if given.view == "global" or not isinstance(shared.text, TextPrompts):
             return shared
         return Prompts(shared.text._replace(tokens=shared.text.tokens + self.U @ self.V))
 
@@ -101,8 +121,11 @@ class Apart:
         check_weight("mu", self.mu)
         check_temperature("tau", self.tau)
 
-    def __call__(self, method: PromptMethod, given: Given, x: Tensor | Features, out: Output) -> Tensor:
-        """The term, ()."""
+    def __call__(
+        self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
+    ) -> dict[str, Tensor]:
+        """The term."""
         sigma: Prompts = method.prompts(given._replace(view="global"), x)
         shared = given.clip.encode_text(given.task, sigma.text).pooled
-        return self.mu * contrast(shared, near=given.task.zeroshot, far=out.text.pooled, tau=self.tau)
+        apart = contrast(shared, near=given.task.zeroshot, far=out.text.pooled, tau=self.tau)
+        return {"contrast": self.mu * apart}

@@ -34,6 +34,26 @@ from fedray.nn.heads import Transport
 from fedray.nn.prompts import Beside, TextContext
 from fedray.types import Features, Given, Output, Position
 
+FIDELITY = "paper-only"
+PROTOCOL = {
+    "local.lr": 0.001,
+    "local.batch": 32,
+    "local.epochs": 1,
+    "rounds": 50,
+    "split.shots": None,
+    "partition.kind": "iid",
+    "partition.clients": 10,
+    "server.kind": "peers",
+}
+SPACE = {
+    "local.lr": (0.0001, 0.01, "log"),
+    "method.eps": (0.01, 0.1, "log"),
+    "method.mass": (0.5, 1.0),
+    "method.lambda_a": (0.01, 1.0, "log"),
+    "method.kappa": (1.0, 100.0, "log"),
+    "method.negatives": ["others", "none", "classes"],
+}
+
 
 def fedrsclip(
     clip: Backbone,
@@ -72,7 +92,7 @@ def fedrsclip(
     shared, local = (TextContext(clip, n=n_ctx, words=words, position=position) for _ in range(2))
     head = Transport(kind="partial", eps=eps, mass=mass, iters=iters, temperature=temperature)
     align = Alignment(lambda_a, kappa, form, negatives, position)
-    penalties = {"dpac": align} if lambda_a else {}
+    penalties = [align] if lambda_a else []
     server = "peers" if penalties and negatives == "others" else None
     return PromptMethod(Beside(shared, local), head, private=["prompts.local.*"], penalties=penalties, server=server)
 
@@ -95,7 +115,9 @@ class Alignment(nn.Module):
         self.weight, self.kappa, self.bounded, self.negatives = weight, kappa, form == "eq9", negatives
         self.others = Once(partial(peer_features, name="prompts.shared.tokens", position=position))
 
-    def forward(self, method: PromptMethod, given: Given, x: Tensor | Features, out: Output) -> Tensor:
+    def forward(
+        self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
+    ) -> dict[str, Tensor]:
         """The term of a forward pass with both prompts."""
         shared, own = out.text.pooled[0], out.text.pooled[-1]
         others = self.others(given) if self.negatives == "others" else None
@@ -108,7 +130,8 @@ class Alignment(nn.Module):
             negative = F.cosine_similarity(own, others, dim=-1)
         else:
             negative = torch.zeros_like(positive)[None]
-        return self.weight * dpac(positive, negative, self.kappa, bounded=self.bounded, by_class=classes)
+        term = dpac(positive, negative, self.kappa, bounded=self.bounded, by_class=classes)
+        return {"dpac": self.weight * term}
 
 
 def dpac(

@@ -8,6 +8,11 @@ Federated: averaged over clients, weights n_k / n.
 Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, Section 3 and Table 1; Khattak et al., "Self-regulating
 Prompts: Foundational Model Adaptation without Forgetting" (PromptSRC), ICCV 2023, for 4 + 4 tokens in 9 layers.
 
+Released names: prompt_learner.ctx (n, w) -> prompts.text.tokens[0, 0];
+text_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.text.tokens[0, i];
+image_encoder.VPT (n, w) -> prompts.image.tokens[0];
+image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.image.tokens[i].
+
 Departs from their code: with fewer context tokens than words, the words left over are dropped (theirs keeps them fixed
 before the class name); `depth` is capped at each tower; a fresh optimiser at each visit; fp32.
 """
@@ -18,6 +23,15 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.prompts import Both, TextContext, VisionContext
+
+FIDELITY = "verified"
+PROTOCOL = {"local.lr": 0.0025, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {
+    "local.lr": (0.00025, 0.025, "log"),
+    "method.n_ctx": (2, 8),
+    "method.n_vision": (2, 8),
+    "method.depth": [1, 3, None],
+}
 
 PAPER_DEPTH = 9
 

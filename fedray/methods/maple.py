@@ -7,6 +7,11 @@ P_0 starts as the first words of "a photo of a", the others stay fixed behind it
 weights n_k / n, and with it the maps, which are 99.7 % of what travels.
 Khattak et al., "MaPLe: Multi-modal Prompt Learning", CVPR 2023, Eqs. 5-7.
 
+Released names: prompt_learner.ctx (n, w) -> prompts.text.tokens[0, 0];
+prompt_learner.compound_prompts_text.{i} (n, w) -> prompts.text.tokens[0, i+1];
+prompt_learner.proj.{x} -> prompts.maps.0.{x};
+prompt_learner.compound_prompt_projections.{i}.{x} -> prompts.maps.{i+1}.{x}.
+
 Departs from their code: `depth` is capped at the towers; a fresh optimiser at each visit; fp32.
 """
 
@@ -16,6 +21,10 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.prompts import Coupled
+
+FIDELITY = "verified"
+PROTOCOL = {"local.lr": 0.0035, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {"local.lr": (0.00035, 0.035, "log"), "method.n_ctx": (1, 4), "method.depth": [1, 3, None]}
 
 PAPER_DEPTH = 9
 

@@ -24,6 +24,24 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Transport
 from fedray.nn.prompts import Beside, Both, TextContext, VisionContext
 
+FIDELITY = "paper-only"
+PROTOCOL = {
+    "local.lr": 0.005,
+    "local.batch": 8,
+    "local.epochs": 1,
+    "rounds": 100,
+    "split.shots": 8,
+    "partition.clients": 10,
+    "partition.alpha": 0.1,
+}
+SPACE = {
+    "local.lr": (0.0005, 0.05, "log"),
+    "method.depth": [1, 3, None],
+    "method.n_ctx": (2, 8),
+    "method.n_vision": [2, 4, 8],
+    "method.eps": [0.01, 0.05, 0.1],
+}
+
 PAPER_DEPTH = 9
 
 

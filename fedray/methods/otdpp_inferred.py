@@ -12,6 +12,18 @@ from fedray.method import PromptMethod
 from fedray.methods.otdpp import otdpp
 from fedray.nn.backbone import Backbone
 
+FIDELITY = "interpretation"
+PROTOCOL = {
+    "local.lr": 0.005,
+    "local.batch": 8,
+    "local.epochs": 1,
+    "rounds": 100,
+    "split.shots": 8,
+    "partition.clients": 10,
+    "partition.alpha": 0.1,
+}
+SPACE = {"local.lr": (0.0005, 0.05, "log"), "method.n_ctx": (2, 8), "method.eps": [0.01, 0.05, 0.1]}
+
 
 def otdpp_inferred(
     clip: Backbone,

@@ -6,6 +6,8 @@ Prompts are shared by all classes; patches without the class token. All are aver
 tables call OT without personal prompts), so that local and global view are one.
 Chen et al., "PLOT: Prompt Learning with Optimal Transport for Vision-Language Models", ICLR 2023.
 
+Released names: prompt_learner.ctx (N, n, w) -> prompts.tokens[:, 0].
+
 Departs from the paper: patches of a ViT where its code has maps of a ResNet (its ViT version, PLOT++, is another
 method); no pooled term on ImageNet. And from its code: transport in fp32 at least, each problem stopped by its own
 marginal error of 1e-3 (theirs: the batch's mean change below 1e-2, and a batch with NaN is skipped).
@@ -17,6 +19,15 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Transport
 from fedray.nn.prompts import TextContext
+
+FIDELITY = "code-read"
+PROTOCOL = {"local.lr": 0.002, "local.batch": 32, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {
+    "local.lr": (0.0002, 0.02, "log"),
+    "method.n_ctx": (2, 16),
+    "method.prompts": (2, 8),
+    "method.eps": (0.01, 0.1, "log"),
+}
 
 
 def plot(

@@ -9,6 +9,8 @@ Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023.
 The rule is a loss term: `terms` returns the cross entropy's value with the bent gradient in place of its own, one
 decision per parameter tensor. Momentum and weight decay come after it, as in the authors' optimiser.
 
+Released names: prompt_learner.ctx (n, w) -> student.prompts.tokens[0, 0].
+
 Departs from the paper: in a federation it has no protocol of its own, the context travels as in `promptfl`; the
 teacher is the mean over a data set's templates where it has several, and the start "a photo of a" for every data set,
 behind zeros, where theirs is the data set's template.
@@ -16,16 +18,27 @@ behind zeros, where theirs is the data set's template.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
-from fedray.nn.losses import check_temperature, check_weight, distil, project, with_gradient
+from fedray.nn.losses import check_temperature, check_weight, distil, project, task_loss, with_gradient
 from fedray.nn.prompts import TextContext
-from fedray.types import Features, Given, Needs, Output
+from fedray.nn.teachers import teach
+from fedray.types import Features, Given, Needs, Output, Weighting
+
+FIDELITY = "verified"
+PROTOCOL = {"local.lr": 0.002, "local.batch": 32, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {
+    "local.lr": (0.0002, 0.02, "log"),
+    "method.n_ctx": (2, 16),
+    "method.strength": (0.1, 1.0),
+    "method.tau": (0.5, 4.0, "log"),
+}
 
 
 def prograd(
@@ -66,6 +79,8 @@ class ProGrad(nn.Module):
     """
 
     server: str | None = None
+    weighting: Weighting = "samples"
+    rates: Mapping[str, float] = {}
 
     def __init__(self, student: PromptMethod, *, strength: float, tau: float) -> None:
         super().__init__()
@@ -87,12 +102,10 @@ class ProGrad(nn.Module):
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
         """One term: the cross entropy in value, the projected gradient in gradient (two backward passes)."""
         out = self(given, x)
-        loss = F.cross_entropy(out.logits, y)
+        loss = task_loss(out.logits, y)
         if not loss.requires_grad:  # under no_grad: somebody only wants to know the loss
             return {"loss": loss}
-        with torch.no_grad():
-            text, image = given.clip.encode_text(given.task), given.clip.encode_image(x)
-            teacher = self.student.head(text, image, given.clip.logit_scale)
+        teacher = teach(given, x, self.student).logits
         learnable = list(self.parameters())
         aligned = distil(out.logits, teacher, tau=self.tau)
         g = torch.autograd.grad(loss, learnable, retain_graph=True)

@@ -5,6 +5,8 @@
 Guo et al., "PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models", IEEE TMC 2024;
 Zhou et al., "Learning to Prompt for Vision-Language Models" (CoOp), IJCV 2022.
 
+Released names: prompt_learner.ctx (n, w) -> prompts.tokens[0, 0].
+
 Departs from their code: a fresh optimiser at each visit (theirs carries momentum from client to client); fp32.
 """
 
@@ -15,6 +17,17 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.prompts import TextContext
 from fedray.types import Position
+
+FIDELITY = "verified"
+PROTOCOL = {
+    "local.lr": 0.001,
+    "local.batch": 32,
+    "local.epochs": 5,
+    "rounds": 20,
+    "split.shots": 16,
+    "partition.clients": 10,
+}
+SPACE = {"local.lr": (0.0001, 0.01, "log"), "local.epochs": (1, 5), "method.n_ctx": (2, 16)}
 
 
 def promptfl(

@@ -9,6 +9,11 @@ averaged over clients, weights n_k / n, the penalty at each client.
 Chen et al., "Prompt-OT: An Optimal Transport Regularization Paradigm for Knowledge Preservation in Vision-Language
 Model Adaptation", 2025.
 
+Released names: prompt_learner.ctx (n, w) -> prompts.text.tokens[0, 0];
+text_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.text.tokens[0, i];
+image_encoder.VPT (n, w) -> prompts.image.tokens[0];
+image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.image.tokens[i].
+
 Departs from their code: the assignment is solved directly (theirs calls a general solver; the plan is the same); the
 frozen text is the mean over the data set's templates (theirs takes the one "a photo of a {}."); the entropic,
 unbalanced and partial plans that it also has are left out; `depth` is capped at each tower; a fresh optimiser at each
@@ -17,44 +22,45 @@ visit; fp32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedray.errors import BadInput
+from fedray.method import PromptMethod
 from fedray.methods.ivlp import independent
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
+from fedray.nn.losses import check_weight
 from fedray.nn.teachers import joint_drift, teach
-from fedray.types import Features, Given, Needs, Output
+from fedray.types import Features, Given, Output
+
+FIDELITY = "code-read"
+PROTOCOL = {"local.lr": 0.005, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {
+    "local.lr": (0.0005, 0.05, "log"),
+    "method.n_ctx": (2, 8),
+    "method.n_vision": (2, 8),
+    "method.depth": [1, 3, None],
+    "method.transport": (1.0, 100.0, "log"),
+}
 
 PAPER_DEPTH = 12
 
 
-class PromptOT(nn.Module):
-    """Prompts in both towers, and one penalty that needs the labels."""
+@dataclass(frozen=True)
+class Joint:
+    """The weighted transport cost, as a penalty; it needs the labels."""
 
-    private: Sequence[str] = ()
-    needs: Needs = "pixels"
-    server: str | None = None
+    weight: float
 
-    def __init__(self, prompts: nn.Module, head: nn.Module, *, transport: float) -> None:
-        super().__init__()
-        if not 0 <= transport < float("inf"):
-            raise BadInput(f"method.transport is {transport}; a penalty's weight must be at least 0")
-        self.prompts, self.head, self.transport = prompts, head, transport
+    def __post_init__(self) -> None:
+        check_weight("method.transport", self.weight)
 
-    def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode text and images with the prompts, and compare them."""
-        prompts = self.prompts(given, x)
-        text, image = given.clip.encode_text(given.task, prompts.text), given.clip.encode_image(x, prompts.vision)
-        return Output(text, image, self.head(text, image, given.clip.logit_scale))
-
-    def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss and the weighted transport cost."""
-        out, frozen = self(given, x), teach(given, x, self.head)
-        return {"loss": F.cross_entropy(out.logits, y), "transport": self.transport * joint_drift(out, frozen, y)}
+    def __call__(
+        self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
+    ) -> dict[str, Tensor]:
+        """The term."""
+        return {"transport": self.weight * joint_drift(out, teach(given, x, method), y)}
 
 
 def promptot(
@@ -66,7 +72,7 @@ def promptot(
     words: str | None = "a photo of a",
     transport: float = 10.0,
     temperature: float | None = None,
-) -> PromptOT:
+) -> PromptMethod:
     """Prompts in both towers under a transport penalty.
 
     Args:
@@ -82,4 +88,4 @@ def promptot(
         BadInput: no tokens, `depth` exceeds a tower, or the weight is below 0.
     """
     prompts = independent(clip, n_ctx, n_vision, depth, words, deepest=PAPER_DEPTH)
-    return PromptOT(prompts, Cosine(temperature=temperature), transport=transport)
+    return PromptMethod(prompts, Cosine(temperature=temperature), penalties=[Joint(transport)])

@@ -6,54 +6,62 @@ t, f, p are the prompted model's unit features and probabilities, 0 marks the fr
 mean over hand-written templates. Federated: averaged over clients, weights n_k / n, penalties at each client.
 Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023.
 
-Departs from the paper: its Gaussian averaging of the prompts over the epochs is left out (in a federation that would be
-an average over rounds, at the server); t0 is the mean over the data set's own templates, not over 60 of ImageNet's.
+Released names: prompt_learner.ctx (n, w) -> prompts.text.tokens[0, 0];
+text_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.text.tokens[0, i];
+image_encoder.VPT (n, w) -> prompts.image.tokens[0];
+image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.image.tokens[i].
+
+Departs from the paper: its Gaussian averaging of the prompts over the epochs is one over rounds here, at the server,
+off by default (``server=gaussian``); t0 is the mean over the data set's own templates, not over 60 of ImageNet's.
 Departs from their code: `depth` is capped at each tower; a fresh optimiser at each visit; fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedray.errors import BadInput
+from fedray.method import PromptMethod
 from fedray.methods.ivlp import independent
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
+from fedray.nn.losses import check_weight
 from fedray.nn.teachers import image_drift, logit_drift, teach, text_drift
-from fedray.types import Features, Given, Needs, Output
+from fedray.types import Features, Given, Output
+
+FIDELITY = "code-read"
+PROTOCOL = {"local.lr": 0.0025, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {
+    "local.lr": (0.00025, 0.025, "log"),
+    "method.n_ctx": (2, 8),
+    "method.n_vision": (2, 8),
+    "method.depth": [1, 3, None],
+    "method.text": (2.5, 250.0, "log"),
+    "method.image": (1.0, 100.0, "log"),
+}
 
 PAPER_DEPTH = 9
 
 
-class PromptSRC(nn.Module):
-    """Prompts in both towers, and three penalties against the frozen CLIP, which answers once per batch."""
+@dataclass(frozen=True)
+class SelfRegulation:
+    """Three terms against the frozen CLIP, which answers once per batch."""
 
-    private: Sequence[str] = ()
-    needs: Needs = "pixels"
-    server: str | None = None
+    text: float
+    image: float
+    logits: float
 
-    def __init__(self, prompts: nn.Module, head: nn.Module, *, text: float, image: float, logits: float) -> None:
-        super().__init__()
-        for name, weight in (("text", text), ("image", image), ("logits", logits)):
-            if not 0 <= weight < float("inf"):
-                raise BadInput(f"method.{name} is {weight}; a penalty's weight must be at least 0")
-        self.prompts, self.head = prompts, head
-        self.text, self.image, self.logits = text, image, logits
+    def __post_init__(self) -> None:
+        for name, weight in vars(self).items():
+            check_weight(f"method.{name}", weight)
 
-    def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode text and images with the prompts, and compare them."""
-        prompts = self.prompts(given, x)
-        text, image = given.clip.encode_text(given.task, prompts.text), given.clip.encode_image(x, prompts.vision)
-        return Output(text, image, self.head(text, image, given.clip.logit_scale))
-
-    def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss and the three penalties, weighted."""
-        out, frozen = self(given, x), teach(given, x, self.head)
+    def __call__(
+        self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
+    ) -> dict[str, Tensor]:
+        """The terms, by what they hold."""
+        frozen = teach(given, x, method)
         return {
-            "loss": F.cross_entropy(out.logits, y),
             "text": self.text * text_drift(out, frozen),
             "image": self.image * image_drift(out, frozen),
             "logits": self.logits * logit_drift(out, frozen),
@@ -71,7 +79,7 @@ def promptsrc(
     image: float = 10.0,
     logits: float = 1.0,
     temperature: float | None = None,
-) -> PromptSRC:
+) -> PromptMethod:
     """Prompts in both towers that regulate themselves.
 
     Args:
@@ -89,4 +97,5 @@ def promptsrc(
         BadInput: no tokens, `depth` exceeds a tower, or a weight is below 0.
     """
     prompts = independent(clip, n_ctx, n_vision, depth, words, deepest=PAPER_DEPTH)
-    return PromptSRC(prompts, Cosine(temperature=temperature), text=text, image=image, logits=logits)
+    regulation = SelfRegulation(text, image, logits)
+    return PromptMethod(prompts, Cosine(temperature=temperature), penalties=[regulation])

@@ -8,6 +8,9 @@ first layer norm. Federated: averaged over clients, weights n_k / n.
 Jia et al., "Visual Prompt Tuning" (deep variant), ECCV 2022; settings of the baseline in Khattak et al., "MaPLe:
 Multi-modal Prompt Learning", CVPR 2023.
 
+Released names: image_encoder.VPT (n, w) -> prompts.tokens[0];
+image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.tokens[i].
+
 Departs from the paper: the class is found by cosine with its text, where the paper learns a linear classifier on a ViT
 pretrained on labels, puts its tokens after the class token and drops some in training; noise of std 0.02 as start. The
 texts are the data set's templates (mean), one "a photo of a {}." in MaPLe's baseline. `depth` is capped at the tower.
@@ -19,6 +22,10 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.prompts import VisionContext
+
+FIDELITY = "verified"
+PROTOCOL = {"local.lr": 0.0025, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
+SPACE = {"local.lr": (0.00025, 0.025, "log"), "method.n_vision": (2, 16), "method.depth": [1, 3, None]}
 
 PAPER_DEPTH = 12
 

@@ -1,4 +1,4 @@
-"""KgCoOp, ProGrad, PLOT, FedProx, FedPGP: what they reduce to (METHODS 5.2), and what each alone promises (5.3)."""
+"""KgCoOp, ProGrad, PLOT, FedProx, FedPGP: what each alone promises (METHODS 5.3)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from fedray.errors import BadInput
-from fedray.method import load, parameters, split
+from fedray.method import load, parameters
 from fedray.methods.fedpgp import fedpgp
 from fedray.methods.fedprox import fedprox
 from fedray.methods.kgcoop import kgcoop
-from fedray.methods.otdpp import otdpp
 from fedray.methods.plot import plot
 from fedray.methods.prograd import prograd
 from fedray.methods.promptfl import promptfl
@@ -56,25 +55,6 @@ def close(a, b):
     return torch.allclose(a, b, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "shared"),
-    [
-        (Recipe(kgcoop), 4 * WIDTH),
-        (Recipe(prograd), 16 * WIDTH),
-        (Recipe(plot), 4 * 16 * WIDTH),
-        (Recipe(fedprox), 16 * WIDTH),
-        (Recipe(fedpgp), 16 * WIDTH),
-    ],
-    ids=lambda v: getattr(v, "name", ""),
-)
-def test_numbers_sent_up_per_round(recipe, shared):
-    """METHODS 5.4, with the width of this tower for 512."""
-    method = build(recipe, CLIP)
-    up, kept = split(parameters(method), method.private)
-    assert sum(v.numel() for v in up.values()) == shared
-    assert sum(v.numel() for v in kept.values()) == (8 * (16 + WIDTH) if recipe.name == "fedpgp" else 0)
-
-
 @pytest.mark.parametrize("recipe", [Recipe(fedprox, mu=0.0), Recipe(kgcoop, weight=0.0)], ids=lambda r: r.name)
 def test_without_its_penalty_it_is_promptfl(recipe):
     method = build(recipe, CLIP)
@@ -83,15 +63,6 @@ def test_without_its_penalty_it_is_promptfl(recipe):
     g = given(CLIP, twin)._replace(received={"prompts.tokens": torch.zeros_like(twin.prompts.tokens)})  # moved away
     assert close(gradients(method, g)["prompts.tokens"], gradients(twin, g)["prompts.tokens"])
     assert terms(method, g)["loss"] == terms(twin, g)["loss"]
-
-
-@pytest.mark.parametrize("view", ["local", "global"])
-def test_fedpgp_without_correction_is_promptfl(view):
-    method = build(Recipe(fedpgp, mu=0.0), CLIP)
-    load(method, parameters(method) | {"prompts.U": torch.zeros(16, 8)})
-    twin = coop(parameters(method)["prompts.sigma.tokens"])
-    assert close(logits(method, view), logits(twin))
-    assert close(gradients(method)["prompts.sigma.tokens"], gradients(twin)["prompts.tokens"])
 
 
 def test_fedpgp_is_promptfl_with_the_sum_and_seen_globally_with_sigma():
@@ -103,26 +74,6 @@ def test_fedpgp_is_promptfl_with_the_sum_and_seen_globally_with_sigma():
     assert close(logits(method), logits(coop(sigma + p["prompts.U"] @ p["prompts.V"])))
     assert close(logits(method, "global"), logits(coop(sigma)))
     assert not close(logits(method), logits(method, "global"))
-
-
-def test_plot_is_otdpp_that_shares_all():
-    """Both text prompts of OTDPP, no vision prompts, one layer."""
-    two = build(Recipe(otdpp, depth=1, n_vision=0), CLIP)
-    halves = parameters(two)
-    one = build(Recipe(plot, prompts=2, n_ctx=4), CLIP)
-    tokens = torch.cat([halves["prompts.shared.tokens"], halves["prompts.local.tokens"]])
-    load(one, {"prompts.tokens": tokens})
-    assert close(logits(one), logits(two))
-    found = gradients(two)
-    expected = torch.cat([found["prompts.shared.tokens"], found["prompts.local.tokens"]])
-    assert close(gradients(one)["prompts.tokens"], expected)
-
-
-def test_plot_of_one_prompt_is_otdpps_global_view():
-    two = build(Recipe(otdpp, depth=1, n_vision=0), CLIP)
-    one = build(Recipe(plot, prompts=1, n_ctx=4), CLIP)
-    load(one, {"prompts.tokens": parameters(two)["prompts.shared.tokens"]})
-    assert close(logits(one), logits(two, "global"))
 
 
 def test_plot_of_one_prompt_is_the_mean_over_patches():
@@ -280,4 +231,4 @@ def test_fedpgp_moves_the_personal_prompt_away_and_the_shared_one_nearer():
 )
 def test_options_out_of_range_are_refused_when_built(recipe, message):
     with pytest.raises(BadInput, match=message):
-        recipe.build(CLIP)
+        build(recipe, CLIP)
