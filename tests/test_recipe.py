@@ -3,10 +3,11 @@
 import cloudpickle
 import pytest
 
+from fedray.engine.search import distributions
 from fedray.errors import BadInput
 from fedray.methods.fedotp import fedotp
 from fedray.nn import backbone
-from fedray.recipe import Recipe, known, signature, summary
+from fedray.recipe import Recipe, card, known, signature, summary
 from fedray.testing import labels
 
 MINE = '''"""Mine: a method of one's own."""
@@ -107,3 +108,31 @@ def test_a_file_that_is_no_method(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(BadInput, match=reason):
         Recipe(str(path))
+
+
+def test_a_card_is_read_without_importing_the_method(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        '"""Mine."""\nimport no_such_module\n\nFIDELITY = "verified"\nSPACE = {"local.lr": (0.1, 1.0, "log")}\n'
+    )
+    assert card(path) == ("verified", {}, {"local.lr": (0.1, 1.0, "log")})
+    path.write_text("SPACE = dict(a=1)\n")
+    card.cache_clear()
+    with pytest.raises(BadInput, match=r"mine.py: SPACE must be a plain literal"):
+        card(path)
+
+
+def test_a_method_that_takes_the_task_is_bound_to_its_classes():
+    assert Recipe("coop").per_class and not Recipe("promptfl").per_class
+
+
+@pytest.mark.parametrize("name", known())
+def test_every_search_space_is_one_that_optuna_takes(name):
+    space = Recipe(name).card.space
+    assert distributions(space).keys() == space.keys()
+
+
+@pytest.mark.parametrize("axis", [(1,), (1, 2, "lin"), [], "fast"])
+def test_an_axis_that_is_no_range_is_named(axis):
+    with pytest.raises(BadInput, match=r"the axis of local.lr is .*; give \(low, high\)"):
+        distributions({"local.lr": axis})
