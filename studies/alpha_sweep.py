@@ -29,6 +29,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from fedray import study
 from fedray.engine.cluster import attached
+from fedray.engine.search import distributions
 from fedray.experiment import Experiment
 from fedray.recipe import Recipe
 
@@ -82,8 +83,10 @@ def cells(o: Options, method: str, extra: dict[str, Any]) -> list[Experiment]:
     return study.grid(start, {"partition.alpha": o.alphas, "seed": o.seeds})
 
 
-def space(method: str) -> dict[str, BaseDistribution]:
-    """What the search may change, as far as the method knows it."""
+def space(o: Options, method: str) -> dict[str, BaseDistribution]:
+    """What the search may change: the method's own space, or on the small backbone what it has room for."""
+    if o.clip != "embedded":
+        return distributions(Recipe(method).card.space) | {"split.shots": CategoricalDistribution((2, 4, 8))}
     axes: dict[str, BaseDistribution] = {
         "local.lr": FloatDistribution(0.005, 0.5, log=True),
         "split.shots": CategoricalDistribution((2, 4, 8)),
@@ -111,7 +114,7 @@ def best(o: Options, method: str) -> dict[str, Any]:
     if method == "zeroshot":
         return {}
     judged = [cell.override(seed=0) for cell in cells(o, method, {})[:: len(o.seeds)]]
-    return study.search(judged, space(method), o.at, name=f"alpha_search_{method}", trials=o.trials)
+    return study.search(judged, space(o, method), o.at, name=f"alpha_search_{method}", trials=o.trials)
 
 
 if __name__ == "__main__":
