@@ -34,8 +34,8 @@ TUNED: dict[str, dict[str, Any]] = {  # on the embedded default
     "fedpgp": {"local.lr": 0.02, **WORDS},
     "maple": {"local.lr": 0.02},
     "tcp": {"local.lr": 0.02},
-    "fedtpg": {"local.lr": 0.002},
-    "dualcoop": {"local.lr": 0.005},
+    "fedtpg": {"local.lr": 0.01},
+    "dualcoop": {"local.lr": 0.005, "method.centre": True},  # else it collapses to every class, or to none
     "poscoop": {"local.lr": 1.0},
     "scpnet": {"local.lr": 0.005},
     "ram": {"local.lr": 0.1},
