@@ -16,8 +16,10 @@ import numpy as np
 import torch
 
 from fedray.data import sources
+from fedray.data.domains import domain_tests
 from fedray.data.exams import examined, only, refused
 from fedray.data.features import Samples, store
+from fedray.data.partition import Facts
 from fedray.data.sources import Source, Table
 from fedray.data.splits import base_new, cluster_tests, even_tests, few_shot, local_tests, masked
 from fedray.errors import BadInput, Unavailable
@@ -107,7 +109,7 @@ def _shared_out(
     """Training images with the labels that clients see, each client's positions among them, and among the tests."""
     seed = e.seed
     train = source.train.take(few_shot(source.train.labels, e.split.shots, rng(seed, "shots")))
-    by_features, several = e.partition.by_features, source.multilabel
+    by_features, several = e.partition.by == "features", source.multilabel
 
     def seen(table: Table) -> np.ndarray:
         features = encoded(table, "pooled").take(np.arange(len(table)))
@@ -115,16 +117,19 @@ def _shared_out(
         return pooled
 
     features = seen(train) if by_features else None
-    parts = e.partition(train.labels, rng(seed, "partition"), features)
+    facts = Facts(train.labels, features, train.domains)
+    parts = e.partition(facts, rng(seed, "partition"))
     if features is not None:
         tests = cluster_tests(features, parts, seen(source.test))
+    elif e.partition.by == "domains":
+        tests = domain_tests(facts, parts, Facts(source.test.labels, None, source.test.domains), rng(seed, "tests"))
     elif several:
         tests = even_tests(parts, len(source.test), rng(seed, "tests"))
     else:
         tests = local_tests(train.labels, parts, source.test.labels, rng(seed, "tests"))
     if e.split.mask:
         hidden = masked(train.labels, e.split.mask, e.split.mask_mode, rng(seed, "mask"))
-        train = Table(train.images, hidden)
+        train = replace(train, labels=hidden)
     return train, parts, tests
 
 
@@ -138,6 +143,11 @@ def _server(e: Experiment, method: Method) -> Server:
 
 def _check(method: Method, e: Experiment, source: Source) -> None:
     """What would train without a word of complaint, and without its point, or stop in the first round."""
+    if not len(source.train):
+        raise BadInput(
+            f"{source.name} is for exams alone, it has no training images; train on another set and add "
+            f"--exams {source.name}"
+        )
     if e.server is not None and method.server not in (None, e.server.kind):
         raise BadInput(
             f"{e.method.name} needs what server.kind {method.server} sends, got {e.server.kind}; leave --server out, "

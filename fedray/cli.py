@@ -1,4 +1,4 @@
-"""The command line: `fedray run | sweep | resume | ls | demo | ui | doctor`.
+"""The command line: `fedray run | sweep | resume | ls | data | demo | ui | doctor`.
 
 Exit codes: 0 done, 2 bad input, 3 finished with failed cells, 4 environment, 130/143 interrupted. What a user can
 mend is one line on stderr; anything else keeps its traceback. Nothing here imports torch, ray or mlflow.
@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeAlias
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg, subcommand
 
-from fedray import __version__, commands, console, listing, study
+from fedray import __version__, commands, console, datacmd, listing, study
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput, did_you_mean
 from fedray.fields import handbook, show_config
@@ -29,6 +29,7 @@ Store: TypeAlias = Annotated[
     str | None, arg(metavar="URI", help='MLflow store ($FEDRAY_MLFLOW, else DIR/mlflow.db), or "off"')
 ]
 Config: TypeAlias = Annotated[Path | None, arg(metavar="FILE", help="YAML file with fields of an experiment")]
+Protocol: TypeAlias = Annotated[str | None, arg(metavar="NAME", help="a paper's protocol to start from, as otdpp")]
 Actors: TypeAlias = Annotated[int | None, arg(metavar="N", help="host actors for the clients")]
 Json: TypeAlias = Annotated[bool, arg(help="print one JSON object per line")]
 Print: TypeAlias = Annotated[bool, arg(help="print each field with its source, and stop")]
@@ -43,6 +44,7 @@ class Run:
     """
 
     config: Config = None
+    protocol: Protocol = None
     placement: Placed = "auto"
     actors: Actors = None
     runs: Runs = None
@@ -60,6 +62,7 @@ class Sweep:
     """
 
     config: Config = None
+    protocol: Protocol = None
     placement: Placed = "auto"
     actors: Annotated[int, arg(metavar="N", help="host actors of each cell")] = 1
     concurrent: Annotated[int | None, arg(metavar="N", help="cells at a time")] = None
@@ -98,6 +101,22 @@ class Ls:
 
 
 @dataclass(frozen=True)
+class Data:
+    """Download data sets, look whether they are whole, list them, and bound the cache.
+
+    fedray data get dtd | verify dtd | ls | cache --max 10GB
+    """
+
+    do: Positional[datacmd.Do]
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME ...", help="data sets")] = ()
+    root: Annotated[
+        Path | None, arg(metavar="DIR", help="the set's folder ($FEDRAY_DATA/NAME, else ~/.cache/fedray/data/NAME)")
+    ] = None
+    max: Annotated[str | None, arg(metavar="SIZE", help="of the cache: what was used longest ago goes")] = None
+    json: Json = False
+
+
+@dataclass(frozen=True)
 class Demo:
     """A small sweep without download or Ray, with its table and figures.
 
@@ -132,8 +151,8 @@ class Doctor:
     json: Json = False
 
 
-Command: TypeAlias = Run | Sweep | Resume | Ls | Demo | Ui | Doctor
-COMMANDS: dict[str, type] = {c.__name__.lower(): c for c in (Run, Sweep, Resume, Ls, Demo, Ui, Doctor)}
+Command: TypeAlias = Run | Sweep | Resume | Ls | Data | Demo | Ui | Doctor
+COMMANDS: dict[str, type] = {c.__name__.lower(): c for c in (Run, Sweep, Resume, Ls, Data, Demo, Ui, Doctor)}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -183,7 +202,8 @@ def _do(command: Any, rest: list[str]) -> int:
     match command:
         case Run() | Sweep():
             options = [field.name for field in fields(command)]
-            request = resolve(command.config, rest, options, several=isinstance(command, Sweep))
+            several = isinstance(command, Sweep)
+            request = resolve(command.config, rest, options, several=several, protocol=command.protocol)
             if command.print_config:
                 return show_config(request, at)
             if isinstance(command, Run):
@@ -193,6 +213,8 @@ def _do(command: Any, rest: list[str]) -> int:
             return commands.resume(command.run, at)
         case Ls():
             return listing.ls(command.what, at.root, json=at.json)
+        case Data():
+            return datacmd.data(command.do, command.names, command.root, command.max, json=at.json)
         case Demo():
             return commands.demo(at)
         case Ui():

@@ -45,6 +45,10 @@ class Data:
 
     name: str = "digits"
     root: str | None = None  # folder that holds it; not needed for the embedded ones
+    bad: Literal["error", "skip"] = "error"  # a damaged image stops the run, or is left out, named and counted
+    augment: Literal["none", "standard"] = "none"  # training pixels: random resized crop and flip at each step
+    views: Annotated[int, Field(ge=1, le=64)] = 1  # stored per training image; beyond the plain one random crops
+    store: Literal["fp32", "fp16"] = "fp32"  # of stored features; fp16 halves them and moves logits by some 0.001
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -226,11 +230,13 @@ def _explain(error: ValidationError) -> str:
     if isinstance(ctx.get("error"), BadInput):  # a recipe's own words
         return str(ctx["error"])
     where = [str(part) for part in first["loc"]]
-    if where[0] in ("partition", "server"):
-        del where[1:2]  # pydantic puts the union's tag into the path
+    known = flatten(as_dict(Experiment()))
+    if where[0] in _UNIONS and len(where) > 1:
+        kind = where.pop(1)  # pydantic puts the union's tag into the path
+        known = flatten({where[0]: as_dict(_UNIONS[where[0]].validate_python({"kind": kind}))})
     path = ".".join(where)
     if first["type"] == "unexpected_keyword_argument":
-        return f"{path} is not a field. {did_you_mean(path, flatten(as_dict(Experiment())))}"
+        return f"{path} is not a field. {did_you_mean(path, known)}"
     if path == "fraction":
         return f"fraction must be in (0, 1], got {first['input']!r}"
     rule = _RULES.get(first["type"], "").format(**ctx) or first["msg"]
@@ -240,3 +246,4 @@ def _explain(error: ValidationError) -> str:
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)
 _SERVER: TypeAdapter[Server] = TypeAdapter(Server)
+_UNIONS: dict[str, TypeAdapter[Any]] = {"partition": TypeAdapter(Partition), "server": _SERVER}

@@ -1,6 +1,6 @@
 """From words on a command line and in files to an experiment; no import here costs more than pydantic's.
 
-    defaults < file < flags        --partition.alpha 0.1    --partition.alpha=0.1    --seed 1 2 (an axis of a sweep)
+    defaults < protocol < file < flags      --partition.alpha 0.1    --partition.alpha=0.1    --seed 1 2 (an axis)
 
 Files and flags read a value alike, as YAML 1.2 does: 1e-3 is a number, and ``no`` is a word.
 """
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from fedray import protocols
 from fedray.errors import BadInput, did_you_mean
 from fedray.experiment import Experiment, as_dict, flatten, grid
 from fedray.recipe import Scalar
@@ -57,21 +58,30 @@ class Request(NamedTuple):
         return grid(self.base, self.axes)
 
 
-def resolve(config: Path | None, words: Sequence[str], options: Iterable[str], *, several: bool = False) -> Request:
-    """Put defaults, file and flags together.
+def resolve(
+    config: Path | None,
+    words: Sequence[str],
+    options: Iterable[str],
+    *,
+    several: bool = False,
+    protocol: str | None = None,
+) -> Request:
+    """Put defaults, protocol, file and flags together.
 
     Args:
         config: YAML file with the fields of an experiment.
         words: the flags that are not the command's own.
         options: names of the command's own, for "did you mean".
         several: whether a field may have several values.
+        protocol: name of a paper's, to start from.
 
     Raises:
-        BadInput: a flag, field or value is wrong, or the file is; what stands in a file is named with its line.
+        BadInput: a protocol, flag, field or value is wrong, or the file; what stands in a file is named with its line.
     """
     wish = read(config) if config else Wish({}, {})
+    start = protocols.find(protocol) if protocol else {}
     try:
-        base = _changed(Experiment(), wish.values)
+        base = _changed(_changed(Experiment(), start), wish.values)
     except BadInput as error:
         raise BadInput(_placed(str(error), wish.where)) from None
     flags = parse(words, options)
@@ -84,7 +94,16 @@ def resolve(config: Path | None, words: Sequence[str], options: Iterable[str], *
     base = _changed(base, {p: v for p, v in single.items() if p not in dependent})
     axes |= {p: [v] for p, v in dependent.items()}
     kept = {p: line for p, line in wish.where.items() if "method" not in flags or not p.startswith("method.")}
-    return Request(base, axes, kept | {path: f"--{path}" for path in flags})
+    said = kept | {path: f"--{path}" for path in flags}
+    return Request(base, axes, _started(start, protocol, said) | said)
+
+
+def _started(start: Mapping[str, Any], protocol: str | None, said: Mapping[str, str]) -> dict[str, str]:
+    """Which fields a protocol set: of another partition than its own, the number of clients alone stays."""
+    other = "partition" in said
+    kept = [canonical(path) for path in start]
+    kept = [path for path in kept if not other or not path.startswith("partition.") or path == "partition.clients"]
+    return dict.fromkeys(kept, f"protocol {protocol}")
 
 
 def parse(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, list[Scalar]]:

@@ -27,8 +27,21 @@ ARROWS = {
     "track": {"types"},
     "engine": {"types", "nn", "method", "data", "fed", "recipe", "experiment", "build", "track"},
     "report": {"types", "data", "track"},
+    "protocols": set(),  # plain values
     "testing": {"types", "nn", "method", "methods", "data", "fed", "recipe", "experiment", "build"},
-    "command line": {"types", "nn", "data", "fed", "recipe", "experiment", "build", "engine", "track", "report"},
+    "command line": {
+        "types",
+        "nn",
+        "data",
+        "fed",
+        "recipe",
+        "experiment",
+        "build",
+        "engine",
+        "track",
+        "report",
+        "protocols",
+    },
 }
 """Room -> rooms that it may import, besides itself and errors."""
 
@@ -36,6 +49,7 @@ COMMAND_LINE = {
     "cli",
     "commands",
     "console",
+    "datacmd",
     "doctor",
     "fields",
     "flags",

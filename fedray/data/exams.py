@@ -9,6 +9,7 @@ A label space is an argument of every method here, so that an exam needs no mode
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def only(source: Source, classes: Indices) -> Source:
     def kept(table: Table) -> Table:
         rows = np.flatnonzero(np.isin(table.labels, classes))
         renamed = np.argsort(classes)[np.searchsorted(np.sort(classes), table.labels[rows])]
-        return Table(table.take(rows).images, renamed.astype(np.int64))
+        return replace(table.take(rows), labels=renamed.astype(np.int64))
 
     names = tuple(source.names[int(c)] for c in classes)
-    return Source(source.name, names, source.templates, kept(source.train), kept(source.test))
+    return replace(source, names=names, train=kept(source.train), test=kept(source.test))

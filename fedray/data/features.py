@@ -1,33 +1,32 @@
 """What the frozen towers would compute anew each round, computed once: pixels or features in a content-addressed store.
 
-    <root>/<key>.arrow   one Arrow IPC file, a fixed-size list per image and column, memory mapped read-only
-    <root>/<key>.json    its SHA-256
-    key = SHA-256 of backbone, preprocessing, content, images and format: other inputs never meet an old file
+    <root>/<key>.arrow   the images of a table, in one view (see images.py); data/arrow.py is about such a file
+    key = SHA-256 of backbone, preprocessing, content, images, view, precision and format: other inputs never meet it
 
-Features are stored in fp32, encoded in fixed batches, so logits with and without the store are identical.
+Features are computed in fixed batches and stored in fp32, so logits with and without the store are identical. In fp16
+they take half the space; each value is off by 2^-11 of itself at most, and so a cosine by less than 2^-10: at CLIP's
+scale of 100 a logit by less than 0.1 in the worst case, and by 0.003 as measured (studies/bench_features.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from fedray.data import arrow
+from fedray.data.cache import beat, use, writing
+from fedray.data.images import batches, prepared
 from fedray.data.sources import Table
 from fedray.errors import BadInput, Unavailable
 from fedray.types import Features, Needs
@@ -35,49 +34,89 @@ from fedray.types import Features, Needs
 if TYPE_CHECKING:
     from fedray.nn.backbone import Backbone
 
-VERSION = 1
-"""Of the file format and of the preprocessing below; part of every key."""
+VERSION = 2
+"""Of the file format and of the preprocessing; part of every key."""
 
-BLOCK = 2**26
-"""Bytes of a record batch, at most: what is held in memory while writing. One block means one gather per `take`."""
-
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""Image formats that are opened; others would start outside programs (EPS) or are nobody's photographs."""
-
-log = logging.getLogger("fedray")
+Precision: TypeAlias = Literal["fp32", "fp16"]
+Progress: TypeAlias = Callable[[int, int], None]
+File: TypeAlias = tuple[Path, str]
+"""A file of the store and its SHA-256."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Stored images with their labels. Pickles as a path: the receiving process maps the file on first use.
+    """Stored images with their labels. Pickles as paths: the receiving process maps a file on first use.
 
-    Raises Unavailable there if the file is missing or its bytes are not those that were stored.
+    Raises Unavailable there if a file is missing or its bytes are not those that were stored.
     """
 
     path: Path
     sha256: str
     content: Needs
     labels: NDArray[np.int64] | NDArray[np.int8]  # (n,), or multi-hot (n, C)
+    further: tuple[File, ...] = ()  # views 1, 2, ...
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
+    def views(self) -> int:
+        """How often each image is stored: 1 where there is only its evaluation view."""
+        return 1 + len(self.further)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one image, by column: pixels (3, S, S) uint8; pooled (d,), tokens (M, d) float32."""
-        return {name: blocks[0].shape[1:] for name, blocks in _map(self.path, self.sha256).items()}
+        """Of one image, by column: pixels (3, S, S) uint8; pooled (d,), tokens (M, d)."""
+        return {name: blocks[0].shape[1:] for name, blocks in arrow.mapped(self.path, self.sha256).items()}
 
-    def take(self, indices: NDArray[Any]) -> Tensor | Features:
-        """Fresh tensors of the images at these positions: uint8 (B, 3, S, S), or Features (B, d), (B, M, d).
+    def take(self, indices: NDArray[Any], views: NDArray[Any] | None = None) -> Tensor | Features:
+        """Fresh tensors of the images at these positions: uint8 (B, 3, S, S), or Features (B, d), (B, M, d) in fp32.
 
-        Raises IndexError for positions outside 0 .. n-1.
+        `views` (B,) says which view of each; None is the evaluation view, 0, of all.
+
+        Raises IndexError for positions outside 0 .. n-1, or views outside 0 .. views-1.
         """
         index = np.asarray(indices, np.int64)
-        if index.size and (index.min() < 0 or index.max() >= len(self)):
-            raise IndexError(f"positions {index.min()} .. {index.max()} of {len(self)} images")
-        columns = _map(self.path, self.sha256)
-        got = {name: torch.from_numpy(_gather(blocks, index)) for name, blocks in columns.items()}
+        view = np.zeros(len(index), np.int64) if views is None else np.asarray(views, np.int64)
+        for what, at, count in (("positions", index, len(self)), ("views", view, self.views)):
+            if at.size and (at.min() < 0 or at.max() >= count):
+                raise IndexError(f"{what} {at.min()} .. {at.max()} of {count} {what.replace('positions', 'images')}")
+        files = ((self.path, self.sha256), *self.further)
+        wanted = sorted(set(view.tolist())) or [0]
+        if len(wanted) == 1:
+            got = _taken(files[wanted[0]], index)
+        else:
+            parts = [(np.flatnonzero(view == v), files[v]) for v in wanted]
+            back = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in parts])))
+            each = [_taken(file, index[rows]) for rows, file in parts]
+            got = {name: torch.cat([part[name] for part in each])[back] for name in each[0]}
         return got["pixels"] if self.content == "pixels" else Features(got["pooled"], got.get("tokens"))
+
+
+def _taken(file: File, index: NDArray[np.int64]) -> dict[str, Tensor]:
+    beat(file[0])
+    columns = {name: torch.from_numpy(arrow.gather(blocks, index)) for name, blocks in arrow.mapped(*file).items()}
+    return {name: column.float() if column.dtype == torch.float16 else column for name, column in columns.items()}
+
+
+class _Wanted(NamedTuple):
+    """What a file of the store holds."""
+
+    clip: Backbone
+    table: Table
+    content: Needs
+    precision: Precision
+    batch: int
+    view: int
+
+    @property
+    def key(self) -> str:
+        arch = self.clip.arch
+        facts: list[object] = [VERSION, self.content, self.table.digest, arch.image_size, arch.interpolation, self.view]
+        if self.content != "pixels":  # pixels are stored before normalisation: backbones of one size share them
+            norm = [list(map(float, values)) for values in (arch.mean, arch.std)]
+            facts += [self.clip.digest, *norm, self.batch, self.precision]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def store(
@@ -86,200 +125,132 @@ def store(
     table: Table,
     content: Needs,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    precision: Precision = "fp32",
+    views: int = 1,
+    progress: Progress | None = None,
     batch: int = 64,
 ) -> Samples:
     """The images of `table` as the backbone sees them, computed by whoever asks first and mapped by all others.
 
-    Every call verifies the file's SHA-256; a damaged one is computed again, with a warning in the log.
+    Every call verifies the files' SHA-256; a damaged one is computed again, with a warning in the log. A view is a file
+    of its own, so that more views use those that are there.
 
     Args:
         root: folder of the store, made when missing.
         clip: the frozen backbone; its evaluation preprocessing is applied.
         table: images and labels; labels are not part of the store.
         content: "pixels" for prompts or augmentation in the vision tower, "pooled", or "tokens" (pooled and patches).
+        precision: of features, "fp32", or "fp16" for half the space (see above); pixels are bytes anyway.
+        views: of each image: its evaluation view, and random resized crops seeded by its content.
         progress: told (images done, images in all) after each batch, only while computing.
         batch: images per forward pass; part of the key, as it can change the last bit of a feature.
 
     Raises:
-        BadInput: an empty table, a batch below 1.
-        Unavailable: an unreadable image, a folder that cannot be written.
+        BadInput: an empty table, a batch or views below 1, features that fp16 can't hold.
+        Unavailable: an unreadable image, a folder that cannot be written, not enough room on the disk.
     """
     if len(table) == 0:
         raise BadInput("a table of 0 images has nothing to store; check the split that made it")
-    if batch < 1:
-        raise BadInput(f"batch must be at least 1, got {batch}; 64 suits most machines")
-    path = root / f"{_key(clip, table, content, batch)}.arrow"
-    known = _verified(path)
-    if known is None:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):
-                known = _verified(path) or _build(path, clip, table, content, batch, progress)
-        except OSError as error:
-            why = error.strerror or type(error).__name__
-            raise Unavailable(f"{path}: cannot be written ({why}, {_free(root)}); choose another folder") from error
-    return Samples(path.absolute(), known, content, table.labels)
+    for name, value, remedy in (("batch", batch, "64 suits most machines"), ("views", views, "1 is the plain image")):
+        if value < 1:
+            raise BadInput(f"{name} must be at least 1, got {value}; {remedy}")
+    wanted = [_Wanted(clip, table, content, precision, batch, view) for view in range(views)]
+    paths = [root.absolute() / f"{one.key}.arrow" for one in wanted]
+    known = [_known(path) for path in paths]
+    missing = [view for view, sha in enumerate(known) if sha is None]
+    for i, view in enumerate(missing):
+        told = None if progress is None else _part(progress, i, len(missing))
+        known[view] = _written(paths[view], wanted[view], len(missing) - i, told)
+    files = tuple((path, sha) for path, sha in zip(paths, known, strict=True) if sha is not None)
+    return Samples(*files[0], content, table.labels, files[1:])
 
 
-def _key(clip: Backbone, table: Table, content: Needs, batch: int) -> str:
-    size, interpolation = clip.arch.image_size, clip.arch.interpolation
-    facts: list[object] = [VERSION, content, table.digest, size, interpolation]
-    if content != "pixels":  # pixels are stored before normalisation: backbones of one size share them
-        facts += [clip.digest, list(map(float, clip.arch.mean)), list(map(float, clip.arch.std)), batch]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+def _known(path: Path) -> str | None:
+    if path.exists():
+        use(path)  # first, so that it is not removed while it is looked at
+    return arrow.verified(path)
 
 
-def _verified(path: Path) -> str | None:
-    """The SHA-256 of a file whose bytes are as they were written; None if it must be made (again)."""
-    if not path.exists():
-        return None
-    sha = _sha(path)
-    try:
-        if json.loads(path.with_suffix(".json").read_bytes())["sha256"] == sha:
-            return sha
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # a sidecar that cannot be read is damage as well
-    log.warning("%s: damaged, computing it again", path)
-    return None
+def _part(progress: Progress, part: int, parts: int) -> Progress:
+    return lambda done, total: progress(part * total + done, parts * total)
 
 
-def _sha(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _free(root: Path) -> str:
-    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    return f"{shutil.disk_usage(there).free / 1e6:.0f} MB free"
-
-
-def _build(
-    path: Path, clip: Backbone, table: Table, content: Needs, batch: int, progress: Callable[[int, int], None] | None
-) -> str:
-    """Compute and write the file, then its sidecar, both by rename; the file itself comes last and commits."""
-    draft, sidecar = path.with_suffix(".tmp"), path.with_suffix(".json")
-    try:
-        _write(draft, _encoded(clip, table, content, batch, progress), batch)
-        known = _sha(draft)
-        note = sidecar.with_suffix(".json.tmp")
-        note.write_text(json.dumps({"sha256": known}))
-        note.replace(sidecar)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _map.cache_clear()
-    return known
-
-
-def _encoded(
-    clip: Backbone, table: Table, content: Needs, batch: int, progress: Callable[[int, int], None] | None
-) -> Iterator[dict[str, NDArray[Any]]]:
-    """Columns of one batch of images after the other."""
-    for start in range(0, len(table), batch):
-        stop = min(start + batch, len(table))
-        pixels = np.stack([_prepared(image, clip) for image in table.images[start:stop]])
-        columns: dict[str, NDArray[Any]] = {"pixels": pixels}
-        if content != "pixels":
-            with torch.inference_mode():
-                x = clip.preprocess(torch.from_numpy(pixels).to(clip.logit_scale.device))
-                out = clip.encode_image(x, tokens="patches" if content == "tokens" else False)
-            columns = {"pooled": out.pooled.float().cpu().numpy()}
-            if content == "tokens" and out.tokens is not None:
-                columns["tokens"] = out.tokens.float().cpu().numpy()
-        yield columns
-        if progress:
-            progress(stop, len(table))
-
-
-def _prepared(image: NDArray[np.uint8] | Path, clip: Backbone) -> NDArray[np.uint8]:
-    """CLIP's evaluation view (3, S, S): RGB, shorter side to S, centre crop, rounded as torchvision does.
-
-    RGB comes first, where open_clip resizes first: only palette and transparent images differ.
-    """
-    size = clip.arch.image_size
-    if isinstance(image, Path):
-        try:
-            with Image.open(image, formats=FORMATS) as file:
-                picture = file.convert("RGB")
-        except Exception as error:  # Pillow raises a dozen types on damaged files
-            raise Unavailable(
-                f"{image}: not a readable image ({error}); replace it or remove it from the set"
-            ) from error
-    elif image.shape == (size, size, 3):
-        return np.ascontiguousarray(image.transpose(2, 0, 1))
+def estimate(clip: Backbone, images: int, content: Needs, *, precision: Precision = "fp32", views: int = 1) -> int:
+    """Bytes that `store` needs on the disk for so many images, known before it starts."""
+    if content == "pixels":
+        each = 3 * clip.arch.image_size**2
     else:
-        picture = Image.fromarray(np.ascontiguousarray(image))
-    w, h = picture.size
-    if min(w, h) != size:
-        short = min(w, h)
-        w, h = (size if side == short else int(size * side / short) for side in (w, h))
-        picture = picture.resize((w, h), Image.Resampling[clip.arch.interpolation.upper()])
-    left, top = round((w - size) / 2), round((h - size) / 2)
-    return np.ascontiguousarray(np.asarray(picture)[top : top + size, left : left + size].transpose(2, 0, 1))
+        vectors = 1 + (clip.arch.patches if content == "tokens" else 0)
+        each = vectors * clip.arch.joint * (2 if precision == "fp16" else 4)
+    pieces = images * each // arrow.BLOCK + 1
+    return views * (images * each + 4096 * (pieces + 1))
 
 
-def _write(path: Path, batches: Iterator[dict[str, NDArray[Any]]], batch: int) -> None:
-    """Batches into record batches of equal rows, up to BLOCK bytes each; the metadata tell the shapes of one image."""
-    first = next(batches)
-    shapes = {name: column.shape[1:] for name, column in first.items()}
-    schema = pa.schema(
-        [(name, pa.list_(pa.from_numpy_dtype(c.dtype), math.prod(c.shape[1:]))) for name, c in first.items()],
-        metadata={"shapes": json.dumps(shapes)},
-    )
-    size = sum(column[:1].nbytes for column in first.values())
-    rows = max(1, BLOCK // (size * batch))  # in batches
-    path.unlink(missing_ok=True)  # what a killed process left
-    with path.open("xb") as file, pa.ipc.new_file(file, schema) as writer:
-        block = [first]
-        for columns in batches:
-            if len(block) == rows:
-                writer.write_batch(_record(block, schema))
-                block = []
-            block.append(columns)
-        writer.write_batch(_record(block, schema))
-
-
-def _record(block: list[dict[str, NDArray[Any]]], schema: Any) -> Any:
-    columns = [np.concatenate([part[field.name] for part in block]).reshape(-1) for field in schema]
-    lists = [pa.FixedSizeListArray.from_arrays(pa.array(c), type=f.type) for c, f in zip(columns, schema, strict=True)]
-    return pa.record_batch(lists, schema=schema)
-
-
-@lru_cache(maxsize=64)
-def _map(path: Path, sha256: str) -> dict[str, list[NDArray[Any]]]:
-    """Read-only views of each column's blocks, a row an image; verified once per process, before anything is parsed."""
+def _written(path: Path, wanted: _Wanted, files: int, progress: Progress | None) -> str:
+    """The SHA-256 of the file, computed here or by another process that was first; `files` are still to be made."""
+    root = path.parent
     try:
-        if _sha(path) != sha256:
-            raise Unavailable(f"{path}: is not the file that was stored; run again to compute it anew")
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        root.mkdir(parents=True, exist_ok=True)
+        with writing(path) as alive:
+            use(path)
+            if known := arrow.verified(path):
+                return known
+            _fits(root, wanted, files)
+            return arrow.commit(path, _encoded(wanted, alive, progress), wanted.batch)
     except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror or error}; run again to compute it anew") from error
-    shapes = json.loads(reader.schema.metadata[b"shapes"])
-    records = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-    return {
-        field.name: [_view(record.column(i), shapes[field.name]) for record in records]
-        for i, field in enumerate(reader.schema)
-    }
+        why = error.strerror or type(error).__name__
+        raise Unavailable(
+            f"{path}: cannot be written ({why}, {_free(root) / 1e6:.0f} MB free); choose another folder"
+        ) from error
 
 
-def _view(column: Any, shape: Sequence[int]) -> NDArray[Any]:
-    """A view of a column's bytes; pyarrow's own conversion would import pandas in every actor."""
-    flat = column.flatten()
-    kind = np.dtype({"float": "float32"}.get(str(flat.type), str(flat.type)))
-    values = np.frombuffer(flat.buffers()[1], kind, count=len(flat), offset=flat.offset * kind.itemsize)
-    return values.reshape(-1, *shape)
+def _fits(root: Path, wanted: _Wanted, files: int) -> None:
+    need = estimate(wanted.clip, len(wanted.table), wanted.content, precision=wanted.precision, views=files)
+    free = _free(root)
+    if need > free:
+        half = ", halve it with data.store fp16" if wanted.content != "pixels" and wanted.precision == "fp32" else ""
+        raise Unavailable(
+            f"{root}: {wanted.content} of {len(wanted.table):,} images x {files} views need {need / 1e6:,.0f} MB, "
+            f"{free / 1e6:,.0f} MB are free; make room with fedray data cache --max{half}, or set FEDRAY_CACHE to a "
+            "larger disk"
+        )
 
 
-def _gather(blocks: list[NDArray[Any]], index: NDArray[np.int64]) -> NDArray[Any]:
-    """The rows at these positions, copied; all blocks but the last have equal rows."""
-    if len(blocks) == 1:
-        return np.take(blocks[0], index, axis=0)
-    rows = len(blocks[0])
-    out = np.empty((len(index), *blocks[0].shape[1:]), blocks[0].dtype)
-    order = np.argsort(index, kind="stable")
-    edges = np.searchsorted(index[order], np.arange(len(blocks) + 1) * rows)
-    for block, start, stop in zip(blocks, edges, edges[1:], strict=False):
-        at = order[start:stop]
-        out[at] = block[index[at] % rows]
-    return out
+def _free(root: Path) -> int:
+    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def _encoded(wanted: _Wanted, alive: Callable[[], None], progress: Progress | None) -> Iterator[arrow.Columns]:
+    """Columns of one batch of images after the other."""
+    arch, done = wanted.clip.arch, 0
+
+    def prepare(image: NDArray[np.uint8] | Path) -> NDArray[np.uint8]:
+        return prepared(image, arch.image_size, arch.interpolation, wanted.view)
+
+    for pictures in batches(wanted.table.images, prepare, wanted.batch):
+        yield _columns(wanted, np.stack(pictures))
+        done += len(pictures)
+        alive()
+        if progress:
+            progress(done, len(wanted.table))
+
+
+def _columns(wanted: _Wanted, pixels: NDArray[np.uint8]) -> arrow.Columns:
+    if wanted.content == "pixels":
+        return {"pixels": pixels}
+    clip = wanted.clip
+    with torch.inference_mode():
+        x = clip.preprocess(torch.from_numpy(pixels).to(clip.logit_scale.device))
+        out = clip.encode_image(x, tokens="patches" if wanted.content == "tokens" else False)
+    found = {"pooled": out.pooled} | ({} if out.tokens is None else {"tokens": out.tokens})
+    return {name: _kept(value.float().cpu().numpy(), wanted.precision) for name, value in found.items()}
+
+
+def _kept(values: NDArray[np.float32], precision: Precision) -> NDArray[Any]:
+    if precision == "fp32":
+        return values
+    most = float(np.abs(values).max(initial=0.0))
+    if math.isfinite(most) and most > float(np.finfo(np.float16).max):
+        raise BadInput(f"features up to {most:.3g} do not fit into fp16; leave data.store at fp32")
+    return values.astype(np.float16)

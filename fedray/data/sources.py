@@ -1,17 +1,20 @@
-"""Data sets: each is a public function, here or in composites.py, that returns a `Source` and is found by its name.
+"""Data sets: each is a public function, here or in one of `MODULES`, that returns a `Source` and is found by its name.
 
-To add one, write a function `name(root=None) -> Source`. Its imports stay inside, so that a listing costs nothing.
+To add one, write a function `name(root: Path | None = None) -> Source`; `fedray ls data` prints its first line. Imports
+of heavy packages stay inside, so that a listing costs nothing.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import os
+import importlib
+import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,16 @@ from numpy.typing import NDArray
 from fedray.data.splits import stratified
 from fedray.errors import BadInput, Unavailable, did_you_mean
 
+MODULES = ("composites", "trees", "classics", "cifar", "variants", "several", "shifted", "remote")
+"""Beside this one, where data sets are looked for."""
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 GARMENTS = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"
 )  # fmt: skip
 SYSTEM = Path("/usr/share/datasets")
 """Where Linux distributions put packaged data sets (Debian: dataset-fashion-mnist)."""
+
+log = logging.getLogger("fedray")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +45,7 @@ class Table:
 
     images: NDArray[np.uint8] | tuple[Path, ...]
     labels: NDArray[np.int64] | NDArray[np.int8]  # (n,) or multi-hot (n, C)
+    domains: NDArray[np.int64] | None = None  # (n,), which of the source's domains each image is from
 
     def __post_init__(self) -> None:
         y = self.labels
@@ -52,6 +60,11 @@ class Table:
         if wrong.size:
             rule = "multi-hot labels are 1, 0 or -1 for unknown" if self.multilabel else "classes count from 0"
             raise BadInput(f"a label is {wrong[0]}; {rule}")
+        d = self.domains
+        if d is not None and (d.shape != y.shape[:1] or d.dtype != np.int64 or d.min(initial=0) < 0):
+            raise BadInput(
+                f"domains of shape {d.shape}, {d.dtype}, are not one int64 from 0 for each of {len(y)} images"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -63,9 +76,10 @@ class Table:
 
     def take(self, indices: NDArray[Any]) -> Table:
         """The rows at these positions, in this order."""
+        domains = None if self.domains is None else self.domains[indices]
         if isinstance(self.images, tuple):
-            return Table(tuple(self.images[i] for i in indices), self.labels[indices])
-        return Table(self.images[indices], self.labels[indices])
+            return Table(tuple(self.images[i] for i in indices), self.labels[indices], domains)
+        return Table(self.images[indices], self.labels[indices], domains)
 
     @cached_property
     def digest(self) -> str:
@@ -88,13 +102,18 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set: class names by label, prompt templates with one {} each, and tables for training and test."""
+    """A data set: class names by label, prompt templates with one {} each, and tables for training and test.
+
+    A set that is only there to examine models has an empty table for training.
+    """
 
     name: str
     names: tuple[str, ...]
     templates: tuple[str, ...]
     train: Table
     test: Table
+    domains: tuple[str, ...] = ()  # names by number; none where tables have no domains
+    note: str = ""  # what a reader should know of this copy: whose split it is
 
     def __post_init__(self) -> None:
         for part, y in (("train", self.train.labels), ("test", self.test.labels)):
@@ -105,6 +124,11 @@ class Source:
             raise BadInput(
                 f"{self.name}: train and test must both have labels (n,) or both (n, C); convert one of them"
             )
+        for table in (self.train, self.test):
+            if table.domains is not None and int(table.domains.max(initial=-1)) >= len(self.domains):
+                raise BadInput(f"{self.name}: domain {table.domains.max()} has no name; name each domain")
+        if self.note:
+            log.info("%s: %s", self.name, self.note)
 
     @property
     def multilabel(self) -> bool:
@@ -113,12 +137,13 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of all images and labels."""
+        """SHA-256 (hex) of all images and labels, and of the domains where there are any."""
         sha = hashlib.sha256()
         for table in (self.train, self.test):
             sha.update(table.digest.encode())
             sha.update(repr(table.labels.shape).encode() if table.multilabel else b"")
             sha.update(np.asarray(table.labels, "<i8").tobytes())
+            sha.update(b"" if table.domains is None else b"domains" + np.asarray(table.domains, "<i8").tobytes())
         return sha.hexdigest()
 
 
@@ -135,21 +160,22 @@ def fashion(root: Path | None = None) -> Source:
     """Fashion-MNIST (Xiao et al. 2017, MIT licence): 60,000 garments to train, 10,000 to test, 28 x 28.
 
     Reads the four idx files, packed or not, from `root` (or its sub-folders fashion and FashionMNIST/raw, as
-    torchvision leaves them); without root from the same places below $FEDRAY_DATA, then from the system's copy.
+    torchvision leaves them); without root from the same places below $FEDRAY_DATA or the cache, then from the system's
+    copy.
     Raises Unavailable when they are missing or damaged.
     """
-    base = root or (Path(os.environ["FEDRAY_DATA"]) if os.environ.get("FEDRAY_DATA") else None)
-    places = [base, base / "fashion", base / "FashionMNIST" / "raw"] if base else []
+    from fedray.data.trees import home  # which is made of the tables above
+
+    base = root or home("fashion", None).parent
+    places = [base, base / "fashion", base / "FashionMNIST" / "raw"]
     if root is None:
         places.append(SYSTEM / "fashion-mnist")
     for folder in places:
         if _packed(folder / "train-images-idx3-ubyte").exists():
             return Source("fashion", GARMENTS, ("a photo of a {}",), _idx(folder, "train"), _idx(folder, "t10k"))
-    goal = base or Path("data")
     raise Unavailable(
-        f"fashion: no train-images-idx3-ubyte.gz in {', '.join(map(str, places))}; get it (30 MB) with "
-        f"python -c \"from torchvision.datasets import FashionMNIST; FashionMNIST('{goal}', download=True)\""
-        + ("" if base else f" and set FEDRAY_DATA={goal}")
+        f"fashion: no train-images-idx3-ubyte.gz in {', '.join(map(str, places))}; get it: fedray data get fashion "
+        "(31 MB)"
     )
 
 
@@ -167,14 +193,15 @@ def find(name: str) -> Callable[..., Source]:
 
 
 def _known() -> dict[str, Callable[..., Source]]:
-    from fedray.data import composites  # which is made of the sets above
-
+    found = dict(globals())
+    for module in MODULES:
+        if find_spec(f"fedray.data.{module}"):
+            found |= vars(importlib.import_module(f"fedray.data.{module}"))
     return {
         name: value
-        for name, value in (globals() | vars(composites)).items()
-        if callable(value)
-        and not name.startswith("_")
-        and getattr(value, "__annotations__", {}).get("return") == "Source"
+        for name, value in found.items()
+        if not name.startswith("_")
+        and getattr(value, "__annotations__", {}) == {"root": "Path | None", "return": "Source"}
     }
 
 

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fedray.data.augment import augmented
+from fedray.data.cache import use
 from fedray.data.features import Samples
 from fedray.errors import BadInput
 from fedray.fed.local import Local
@@ -59,6 +61,7 @@ class Setup(NamedTuple):
     threads: int = 1  # fixed, because the number of threads is part of the bits of a sum
     score_batch: int = 256
     exams: tuple[Exam, ...] = ()
+    augment: Literal["none", "standard"] = "none"  # of pixels, in training alone
 
 
 class World(NamedTuple):
@@ -73,6 +76,11 @@ class World(NamedTuple):
 
 def open_world(setup: Setup, device: str = "cpu") -> World:
     """Map the backbone and copy the method; called once in each process."""
+    if setup.augment != "none" and setup.train.content != "pixels":
+        raise BadInput(
+            f"augment {setup.augment} changes pixels, these are {setup.train.content} features; store pixels"
+        )
+    use(setup.backbone)
     clip = backbone.open_file(setup.backbone, precision=setup.precision, device=device)
     method = copy.deepcopy(setup.method)
     initial = parameters(method)
@@ -99,7 +107,6 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     load(method, {**job.shared, **private})
     task, own = _label_space(setup, shard, world.device)
     given = Given(world.clip, task, job.shared, job.inbox)
-    draw = rng(setup.seed, "fit", job.round, job.client)
     names, learnable = zip(*method.named_parameters(), strict=True) if parameters(method) else ((), ())
     sums: dict[str, float] = {}
     steps = 0
@@ -107,21 +114,31 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
         momenta: list[Tensor | None] = [None] * len(learnable)
         lr = setup.local.rate(job.round, setup.rounds)
         rates = [lr * factor(method.rates, name) for name in names]
-        for _ in range(setup.local.epochs):
-            for batch in _batches(draw.permutation(shard), setup.local.batch):
-                y = _labels(world, setup.train, batch)
-                with _located(job, method):
-                    terms = method.terms(
-                        given, _images(world, setup.train, batch), y if own is None else torch.searchsorted(own, y)
-                    )
-                gradients = torch.autograd.grad(_sum(terms, job, lr), learnable, allow_unused=True)
-                setup.local.step(learnable, gradients, momenta, rates)
-                steps += 1
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + value.item()
+        for x, y in _lessons(world, job):
+            with _located(job, method):
+                terms = method.terms(given, x, y if own is None else torch.searchsorted(own, y))
+            gradients = torch.autograd.grad(_sum(terms, job, lr), learnable, allow_unused=True)
+            setup.local.step(learnable, gradients, momenta, rates)
+            steps += 1
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value.item()
     shared, kept = split(parameters(method), method.private)
     metrics = {f"train/{name}": value / steps for name, value in sums.items()}
     return Result(job.round, job.client, len(shard), shared, metrics), kept
+
+
+def _lessons(world: World, job: Job) -> Iterator[tuple[Tensor | Features, Tensor]]:
+    """A visit's batches: images as training sees them, each epoch in a view drawn anew, with their labels."""
+    setup = world.setup
+    order, views, change = (rng(setup.seed, stream, job.round, job.client) for stream in ("fit", "views", "augment"))
+    for _ in range(setup.local.epochs):
+        images = order.permutation(setup.shards[job.client])
+        seen = views.integers(setup.train.views, size=len(images))
+        for batch, view in zip(_batches(images, setup.local.batch), _batches(seen, setup.local.batch), strict=True):
+            x = setup.train.take(batch, view)
+            if setup.augment == "standard" and isinstance(x, Tensor):
+                x = augmented(x.to(world.device), change)
+            yield _as_seen(world, x), _labels(world, setup.train, batch)
 
 
 def factor(rates: Mapping[str, float], name: str) -> float:
@@ -180,7 +197,7 @@ def score(world: World, job: Job, private: Params) -> Scores:
     logits = []
     for batch in _batches(indices, setup.score_batch):
         with _located(job, method):
-            logits.append(method(given, _images(world, test, batch)).logits)
+            logits.append(method(given, _as_seen(world, test.take(batch))).logits)
     if not logits:
         return Scores(job.round, job.client, 0, {}, job.exam)
     measure = multi if task.multilabel else single
@@ -244,8 +261,8 @@ def _batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield indices[start : start + size]
 
 
-def _images(world: World, samples: Samples, batch: np.ndarray) -> Tensor | Features:
-    x = samples.take(batch)
+def _as_seen(world: World, x: Tensor | Features) -> Tensor | Features:
+    """Pixels normalised, features as they are, on the device."""
     if isinstance(x, Features):
         return Features(x.pooled.to(world.device), None if x.tokens is None else x.tokens.to(world.device))
     return world.clip.preprocess(x.to(world.device))

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fedray.data import features
-from fedray.data.features import Samples, store
+from fedray.data import arrow, cache
+from fedray.data.cache import shrink, usage
+from fedray.data.features import Samples, estimate, store
 from fedray.data.sources import Table, digits
 from fedray.errors import BadInput, Unavailable
 from fedray.types import Features
@@ -29,7 +32,14 @@ class Tower(nn.Module):
 
     def __init__(self, size: int = 28, seed: int = 0, width: int = 16) -> None:
         super().__init__()
-        self.arch = SimpleNamespace(image_size=size, mean=(0.5,) * 3, std=(0.25,) * 3, interpolation="bicubic")
+        self.arch = SimpleNamespace(
+            image_size=size,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+            interpolation="bicubic",
+            joint=width,
+            patches=(size // 4) ** 2,
+        )
         weight = torch.randn(48, width, generator=torch.Generator().manual_seed(seed))
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.logit_scale = torch.tensor(100.0)
@@ -60,7 +70,7 @@ def pixels_of(table: Table) -> Tensor:
 def test_features_equal_the_towers_own(
     tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch, content: Any, block: int
 ) -> None:
-    monkeypatch.setattr(features, "BLOCK", block)
+    monkeypatch.setattr(arrow, "BLOCK", block)
     clip = Tower()
     samples = store(tmp_path, clip, table, content)
     batches = [clip.encode_image(clip.preprocess(x), tokens="patches") for x in pixels_of(table).split(64)]
@@ -74,7 +84,7 @@ def test_features_equal_the_towers_own(
     else:
         assert torch.equal(got.tokens, torch.cat([b.tokens for b in batches])[index])
         assert samples.shapes == {"pooled": (16,), "tokens": (49, 16)}
-    assert len(features._map(samples.path, samples.sha256)["pooled"]) == (
+    assert len(arrow.mapped(samples.path, samples.sha256)["pooled"]) == (
         1 if block == 2**26 or content == "pooled" else 3
     )
 
@@ -95,7 +105,7 @@ def test_what_is_taken_is_the_callers_own(tmp_path: Path, table: Table) -> None:
     samples.take(np.arange(150)).zero_()
     assert samples.take(np.arange(150)).any()
     assert samples.path.read_bytes() == before
-    view = features._map(samples.path, samples.sha256)["pixels"][0]
+    view = arrow.mapped(samples.path, samples.sha256)["pixels"][0]
     assert not view.flags.writeable
     assert not view.flags.owndata  # mapped, not read
 
@@ -134,9 +144,9 @@ def test_samples_travel_as_a_path(tmp_path: Path, table: Table) -> None:
     samples = store(tmp_path, Tower(), table, "tokens")
     data = pickle.dumps(samples)
     assert len(data) < 150 * 8 + 1000
-    features._map.cache_clear()
+    arrow.mapped.cache_clear()
     there: Samples = pickle.loads(data)
-    assert features._map.cache_info().currsize == 0  # mapped on first use
+    assert arrow.mapped.cache_info().currsize == 0  # mapped on first use
     assert torch.equal(there.take(np.arange(9)).tokens, samples.take(np.arange(9)).tokens)
 
 
@@ -154,7 +164,7 @@ def test_a_flipped_bit_is_found_and_repaired(tmp_path: Path, table: Table, caplo
     rng = np.random.default_rng(0)
     for bit in rng.choice(8 * len(whole), 25, replace=False):
         flip(samples.path, int(bit))
-        features._map.cache_clear()
+        arrow.mapped.cache_clear()
         with pytest.raises(Unavailable, match="is not the file that was stored; run again"):
             samples.take(np.array([0]))
         with caplog.at_level(logging.WARNING, "fedray"):
@@ -163,6 +173,18 @@ def test_a_flipped_bit_is_found_and_repaired(tmp_path: Path, table: Table, caplo
         assert "damaged, computing it again" in caplog.text
         assert again.path.read_bytes() == whole
         assert torch.equal(again.take(np.array([0])).pooled, samples.take(np.array([0])).pooled)
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path, table: Table) -> None:
+    path = store(tmp_path, Tower(), table, "tokens", precision="fp16").path
+    rng = np.random.default_rng(0)
+    assert arrow.verified(path) is not None
+    for file, flips in ((path, 50), (path.with_suffix(".json"), 350)):
+        for bit in rng.choice(8 * file.stat().st_size, flips, replace=False).tolist():
+            flip(file, bit)
+            assert arrow.verified(path) is None, (file, bit)
+            flip(file, bit)
+    assert arrow.verified(path) is not None
 
 
 @pytest.mark.parametrize("sidecar", [None, b"", b"[]", b"\xff", b'{"sha256": 3}'])
@@ -194,8 +216,49 @@ def test_a_failed_computation_leaves_nothing_behind(tmp_path: Path, table: Table
 
     with pytest.raises(KeyboardInterrupt):
         store(tmp_path, Tower(), table, "pixels", progress=stop)
-    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock", ".used"}
     assert len(store(tmp_path, Tower(), table, "pixels")) == 150
+
+
+KILLED = """
+import multiprocessing, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from fedray.data.features import store
+from fedray.data.sources import Table
+
+images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+clip = SimpleNamespace(arch=SimpleNamespace(image_size=8, interpolation="bicubic"))
+root = Path(sys.argv[1])
+context = multiprocessing.get_context("fork")
+
+def ask(told, until=None):
+    def tell(done, total):
+        told.put(done)
+        if done == until: time.sleep(600)
+    samples = store(root, clip, Table(images, np.zeros(40, np.int64)), "pixels", progress=tell, batch=8)
+    assert (samples.take(np.arange(40)).numpy() == images.transpose(0, 3, 1, 2)).all()
+    told.put("done")
+
+first, second, third = (context.SimpleQueue() for _ in range(3))
+writer, waiting = context.Process(target=ask, args=(first, 16)), context.Process(target=ask, args=(second,))
+writer.start()
+assert [first.get(), first.get()] == [8, 16]
+waiting.start()
+time.sleep(0.5)
+assert second.empty() and not list(root.glob("*.arrow")) and len(list(root.glob("*.tmp"))) == 1
+writer.kill()
+assert [second.get() for _ in range(6)] == [8, 16, 24, 32, 40, "done"]  # took over, from the start
+waiting.join()
+ask(third)
+assert third.get() == "done"
+assert not list(root.glob("*.tmp")) and len(list(root.glob("*.arrow"))) == 1
+"""
+
+
+def test_a_killed_writer_leaves_nothing_that_a_reader_trusts(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, timeout=200)
 
 
 RACE = """
@@ -287,12 +350,12 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path: Path, table: Table, monke
     def full(block: Any, schema: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(features, "_record", full)
+    monkeypatch.setattr(arrow, "_record", full)
     with pytest.raises(
         Unavailable, match=r"cannot be written \(No space left on device, \d+ MB free\); choose another"
     ):
         store(tmp_path, Tower(), table, "pixels")
-    assert [path.suffix for path in tmp_path.iterdir()] in ([], [".lock"])
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock", ".used"}
 
 
 def test_leftovers_of_a_killed_process_are_replaced_not_followed(tmp_path: Path, table: Table) -> None:
@@ -318,3 +381,138 @@ def test_a_real_backbone_gives_the_same_features_through_the_store(tmp_path: Pat
     assert torch.equal(stored.pooled, torch.cat([b.pooled for b in batches]))
     assert torch.equal(stored.tokens, torch.cat([b.tokens for b in batches]))
     assert clip.encode_image(stored).pooled is stored.pooled
+
+
+@pytest.mark.parametrize("content", ["pooled", "tokens"])
+def test_half_precision_keeps_logits_within_its_bound(tmp_path: Path, table: Table, content: Any) -> None:
+    from torch.nn.functional import normalize
+
+    clip = Tower(width=64)
+    full, half = (store(tmp_path, clip, table, content, precision=kind) for kind in ("fp32", "fp16"))
+    assert half.path.stat().st_size < 0.6 * full.path.stat().st_size
+    classes = normalize(torch.randn(30, 64, generator=torch.Generator().manual_seed(3)), dim=-1)
+    for a, b in zip(full.take(np.arange(150)), half.take(np.arange(150)), strict=True):
+        if a is not None:
+            assert b.dtype == torch.float32
+            assert torch.equal(b, a.half().float())
+            gap = (normalize(a, dim=-1) @ classes.T - normalize(b, dim=-1) @ classes.T).abs().max()
+            assert 0 < gap < 2**-10
+
+
+def test_half_precision_refuses_what_it_cannot_hold(tmp_path: Path, table: Table) -> None:
+    clip = Tower()
+    clip.weight.mul_(1e6)
+    with pytest.raises(BadInput, match=r"features up to \d\S+ do not fit into fp16; leave data.store at fp32"):
+        store(tmp_path, clip, table, "tokens", precision="fp16")
+    assert store(tmp_path, clip, table, "tokens").take(np.arange(3)).tokens.isfinite().all()
+
+
+def test_precision_means_nothing_for_pixels(tmp_path: Path, table: Table) -> None:
+    first, second = (store(tmp_path, Tower(), table, "pixels", precision=kind) for kind in ("fp32", "fp16"))
+    assert first.path == second.path
+
+
+def test_views_are_files_of_their_own(tmp_path: Path, table: Table) -> None:
+    clip = Tower()
+    told: list[tuple[int, int]] = []
+    plain = store(tmp_path, clip, table, "pixels")
+    two = store(tmp_path, clip, table, "pixels", views=2)
+    four = store(tmp_path, clip, table, "pixels", views=4, progress=lambda *at: told.append(at))
+    assert (plain.views, two.views, four.views) == (1, 2, 4)
+    assert four.path == plain.path
+    assert four.further[:1] == two.further
+    assert told == [(64, 300), (128, 300), (150, 300), (214, 300), (278, 300), (300, 300)]
+    rows = np.arange(150)
+    views = [four.take(rows, np.full(150, view)) for view in range(4)]
+    assert torch.equal(four.take(rows), views[0])
+    assert torch.equal(views[0], pixels_of(table))
+    for one, other in itertools.combinations(views, 2):
+        assert not torch.equal(one, other)
+    which = np.random.default_rng(0).integers(0, 4, 400)
+    index = np.random.default_rng(1).integers(0, 150, 400)
+    mixed = four.take(index, which)
+    assert all(torch.equal(mixed[i], views[v][index[i]]) for i, v in enumerate(which))
+    with pytest.raises(IndexError, match=r"views 0 \.\. 4 of 4 views"):
+        four.take(np.array([0, 1]), np.array([0, 4]))
+    there: Samples = pickle.loads(pickle.dumps(four))
+    assert torch.equal(there.take(index, which), mixed)
+
+
+def test_a_view_of_features_is_the_tower_on_that_view(tmp_path: Path, table: Table) -> None:
+    clip = Tower()
+    pixels, stored = (store(tmp_path, clip, table, content, views=3) for content in ("pixels", "tokens"))
+    rows, views = np.arange(64), np.full(64, 2)
+    x = clip.encode_image(clip.preprocess(pixels.take(rows, views)), tokens=True)
+    got = stored.take(rows, views)
+    assert torch.equal(got.pooled, x.pooled)
+    assert torch.equal(got.tokens, x.tokens)
+
+
+@pytest.mark.parametrize(("content", "precision"), [("pixels", "fp32"), ("pooled", "fp32"), ("tokens", "fp16")])
+def test_the_estimate_is_what_it_takes(tmp_path: Path, table: Table, content: Any, precision: Any) -> None:
+    clip = Tower()
+    told = estimate(clip, 150, content, precision=precision, views=2)
+    samples = store(tmp_path, clip, table, content, precision=precision, views=2)
+    taken = sum(path.stat().st_size for path in tmp_path.glob("*.arrow"))
+    assert samples.views == 2
+    assert taken <= told <= taken + 2 * 8192
+
+
+def test_what_does_not_fit_is_told_before_it_starts(
+    tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=900_000))
+    clip = Tower()
+    with pytest.raises(
+        Unavailable,
+        match=r"tokens of 150 images x 4 views need 2 MB, 1 MB are free; make room with fedray data cache --max, "
+        r"halve it with data.store fp16, or set FEDRAY_CACHE to a larger disk",
+    ):
+        store(tmp_path, clip, table, "tokens", views=4)
+    assert clip.seen == 0
+    with pytest.raises(Unavailable, match=r"need 2 MB, 1 MB are free; make room with fedray data cache --max, or set"):
+        store(tmp_path, clip, table, "pixels", views=5)
+    assert len(store(tmp_path, clip, table, "tokens")) == 150
+
+
+def test_views_below_one_are_refused(tmp_path: Path, table: Table) -> None:
+    with pytest.raises(BadInput, match="views must be at least 1, got 0; 1 is the plain image"):
+        store(tmp_path, Tower(), table, "pixels", views=0)
+
+
+def test_what_was_removed_from_the_cache_is_computed_again(tmp_path: Path, table: Table) -> None:
+    clip, root = Tower(), tmp_path / "features"
+    samples = store(root, clip, table, "pooled")
+    assert shrink(tmp_path, 0, recent=-1) == []  # this process uses it
+    forget()
+    assert [one.path for one in shrink(tmp_path, 0, recent=-1)] == [samples.path]
+    assert not list(root.iterdir())
+    assert store(root, clip, table, "pooled").sha256 == samples.sha256
+    assert clip.seen == 300
+    assert usage(tmp_path)[0].held
+
+
+def test_readers_hold_what_they_map(tmp_path: Path, table: Table) -> None:
+    samples = store(tmp_path / "features", Tower(), table, "pooled")
+    forget()
+    arrow.mapped.cache_clear()
+    samples.take(np.arange(3))
+    assert usage(tmp_path)[0].held
+
+
+def forget() -> None:
+    while cache._HELD:
+        os.close(cache._HELD.popitem()[1])
+
+
+def test_files_are_read_by_several_threads_and_give_the_same_bytes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = rng.integers(0, 256, (70, 12, 9, 3), np.uint8)
+    paths = tuple(tmp_path / f"{i}.png" for i in range(70))
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    labels = np.zeros(70, np.int64)
+    one = store(tmp_path / "store", Tower(), Table(paths, labels), "pixels", batch=16)
+    other = store(tmp_path / "store", Tower(), Table(arrays, labels), "pixels", batch=16)
+    assert one.path != other.path
+    assert torch.equal(one.take(np.arange(70)), other.take(np.arange(70)))

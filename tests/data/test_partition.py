@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from fedray.data.dealing import dirichlet, fill, rarest
 from fedray.data.partition import (
     Cell,
     Clusters,
     Dirichlet,
+    Facts,
     Iid,
     Partition,
-    _dirichlet,
     digest,
     load,
-    rarest,
     save,
     table,
 )
@@ -46,9 +46,9 @@ def assert_set_partition(parts: list[np.ndarray], clients: int, n: int) -> None:
 def test_iid_is_an_even_stratified_set_partition(labels: np.ndarray, clients: int, seed: int) -> None:
     if clients > len(labels):
         with pytest.raises(BadInput, match=f"{clients} clients with min_size 1 need at least {clients} images"):
-            Iid(clients=clients)(labels, rng(seed))
+            Iid(clients=clients)(Facts(labels), rng(seed))
         return
-    parts = Iid(clients=clients)(labels, rng(seed))
+    parts = Iid(clients=clients)(Facts(labels), rng(seed))
     assert_set_partition(parts, clients, len(labels))
     assert np.ptp([len(part) for part in parts]) <= 1
     for c in np.unique(labels):
@@ -69,12 +69,12 @@ def test_dirichlet_is_a_set_partition_with_its_minimum(
     split = Dirichlet(clients=clients, alpha=alpha, min_size=least)
     if clients * least > len(labels):
         with pytest.raises(BadInput, match="fewer clients or more shots"):
-            split(labels, rng(seed))
+            split(Facts(labels), rng(seed))
         return
-    parts = split(labels, rng(seed))
+    parts = split(Facts(labels), rng(seed))
     assert_set_partition(parts, clients, len(labels))
     assert min(len(part) for part in parts) >= least
-    assert digest(parts) == digest(split(labels, rng(seed)))
+    assert digest(parts) == digest(split(Facts(labels), rng(seed)))
 
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e-3, 0.1, 1.0, 1e3, 1e6])
@@ -86,9 +86,9 @@ def test_every_setting_ends_quickly(alpha: float, clients: int, classes: int, sh
     start = time.process_time()
     if clients > len(labels):
         with pytest.raises(BadInput, match=f"got {len(labels)}; fewer clients"):
-            Dirichlet(clients=clients, alpha=alpha)(labels, rng())
+            Dirichlet(clients=clients, alpha=alpha)(Facts(labels), rng())
     else:
-        parts = Dirichlet(clients=clients, alpha=alpha)(labels, rng())
+        parts = Dirichlet(clients=clients, alpha=alpha)(Facts(labels), rng())
         assert_set_partition(parts, clients, len(labels))
         assert min(map(len, parts)) >= 1
     assert time.process_time() - start < 1
@@ -98,23 +98,23 @@ def test_every_setting_ends_quickly(alpha: float, clients: int, classes: int, sh
 def test_a_thousand_clients_take_less_than_two_seconds(alpha: float) -> None:
     labels = rng().integers(0, 100, 50_000)
     start = time.process_time()
-    parts = Dirichlet(clients=1000, alpha=alpha, min_size=10)(labels, rng(1))
+    parts = Dirichlet(clients=1000, alpha=alpha, min_size=10)(Facts(labels), rng(1))
     assert time.process_time() - start < 2
     assert_set_partition(parts, 1000, 50_000)
 
 
 def test_too_many_clients_are_refused_with_value_rule_and_remedy() -> None:
     with pytest.raises(BadInput) as error:
-        Dirichlet(clients=12)(np.zeros(10, int), rng())
+        Dirichlet(clients=12)(Facts(np.zeros(10, int)), rng())
     assert str(error.value) == (
         "12 clients with min_size 1 need at least 12 images, got 10; fewer clients or more shots"
     )
     with pytest.raises(BadInput, match=r"labels of shape \(2, 2, 2\) are not one class per image"):
-        Iid(clients=1)(np.zeros((2, 2, 2), int), rng())
+        Iid(clients=1)(Facts(np.zeros((2, 2, 2), int)), rng())
 
 
 def test_no_images_are_fine_without_a_minimum() -> None:
-    parts = Dirichlet(clients=3, min_size=0)(np.zeros(0, int), rng())
+    parts = Dirichlet(clients=3, min_size=0)(Facts(np.zeros(0, int)), rng())
     assert [len(part) for part in parts] == [0, 0, 0]
 
 
@@ -122,7 +122,7 @@ def test_no_images_are_fine_without_a_minimum() -> None:
 def test_shares_are_those_of_the_distribution(alpha: float) -> None:
     """Marginals of Dir(alpha 1_K): mean 1/K, variance (K-1) / (K^2 (K alpha + 1))."""
     k, n = 4, 20_000
-    shares = _dirichlet(alpha, (n, k), rng(3))
+    shares = dirichlet(alpha, (n, k), rng(3))
     assert np.isfinite(shares).all()
     np.testing.assert_allclose(shares.sum(1), 1, atol=1e-12)
     variance = (k - 1) / (k**2 * (k * alpha + 1))
@@ -133,16 +133,16 @@ def test_shares_are_those_of_the_distribution(alpha: float) -> None:
 def test_shares_agree_with_numpys_own_dirichlet() -> None:
     from scipy.stats import ks_2samp
 
-    ours = _dirichlet(0.3, (5000, 5), rng(0))[:, 0]
+    ours = dirichlet(0.3, (5000, 5), rng(0))[:, 0]
     assert ks_2samp(ours, rng(1).dirichlet(np.full(5, 0.3), 5000)[:, 0]).pvalue > 0.01
 
 
 def test_large_alpha_tends_to_even_and_small_alpha_to_one_client_per_class() -> None:
     labels = np.repeat(np.arange(5), 1000)
-    even = Dirichlet(clients=10, alpha=1e6)(labels, rng())
+    even = Dirichlet(clients=10, alpha=1e6)(Facts(labels), rng())
     counts = np.stack([np.bincount(labels[part], minlength=5) for part in even])
     assert abs(counts - 100).max() <= 2
-    skewed = Dirichlet(clients=10, alpha=1e-6, min_size=0)(labels, rng())
+    skewed = Dirichlet(clients=10, alpha=1e-6, min_size=0)(Facts(labels), rng())
     counts = np.stack([np.bincount(labels[part], minlength=5) for part in skewed])
     assert (counts.max(0) == 1000).all()
 
@@ -150,28 +150,30 @@ def test_large_alpha_tends_to_even_and_small_alpha_to_one_client_per_class() -> 
 def test_rounding_favours_no_client_when_shots_are_few() -> None:
     """Eight shots on ten equal clients: cumulative rounding alone would leave the first with nothing, always."""
     labels = np.repeat(np.arange(20), 8)
-    sizes = np.array([[len(p) for p in Dirichlet(alpha=1e6, min_size=0)(labels, rng(s))] for s in range(200)])
+    sizes = np.array([[len(p) for p in Dirichlet(alpha=1e6, min_size=0)(Facts(labels), rng(s))] for s in range(200)])
     np.testing.assert_allclose(sizes.mean(0), 16, atol=0.6)
 
 
 def test_the_largest_client_gives_the_last_image_of_its_most_frequent_class() -> None:
-    from fedray.data.partition import _fill
-
     owner, labels = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 1, 1, 0, 0, 0])
-    _fill(owner, labels, 3, 1)
+    fill(owner, labels, 3, 1)
     assert owner.tolist() == [0, 0, 0, 2, 1, 1]
 
 
 def test_labels_may_be_any_integers() -> None:
     labels = np.repeat([-7, 10**12], 6)
-    assert_set_partition(Dirichlet(clients=3)(labels, rng()), 3, 12)
-    assert [np.ptp(labels[p]) > 0 for p in Iid(clients=3)(labels, rng())] == [True] * 3
+    assert_set_partition(Dirichlet(clients=3)(Facts(labels), rng()), 3, 12)
+    assert [np.ptp(labels[p]) > 0 for p in Iid(clients=3)(Facts(labels), rng())] == [True] * 3
 
 
 def test_another_seed_is_another_partition() -> None:
     labels = np.repeat(np.arange(5), 20)
     for split in (Iid(), Dirichlet()):
-        assert digest(split(labels, rng(0))) == digest(split(labels, rng(0))) != digest(split(labels, rng(1)))
+        assert (
+            digest(split(Facts(labels), rng(0)))
+            == digest(split(Facts(labels), rng(0)))
+            != digest(split(Facts(labels), rng(1)))
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_kind_tells_partitions_apart() -> None:
     adapter = TypeAdapter(Partition)
     assert adapter.validate_python({"kind": "iid", "clients": 3}) == Iid(clients=3)
     assert adapter.validate_python({"kind": "clusters", "min_size": 2}) == Clusters(min_size=2)
-    assert [kind().by_features for kind in (Iid, Dirichlet, Clusters)] == [False, False, True]
+    assert [kind().by for kind in (Iid, Dirichlet, Clusters)] == ["labels", "labels", "features"]
     split = Dirichlet(clients=4, alpha=0.5)
     assert adapter.validate_json(adapter.dump_json(split)) == split
 
@@ -217,7 +219,7 @@ def test_table_counts_by_client_and_class() -> None:
 @given(labels=labellings, seed=st.integers(0, 9))
 def test_saved_partitions_come_back(tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, seed: int) -> None:
     path = tmp_path_factory.mktemp("p") / "partition.parquet"
-    parts = Dirichlet(clients=20, min_size=0)(labels, rng(seed))
+    parts = Dirichlet(clients=20, min_size=0)(Facts(labels), rng(seed))
     assert save(path, parts, labels) == digest(parts)
     again, seen = load(path)
     assert digest(again) == digest(parts)
@@ -234,9 +236,9 @@ multi_hot = st.integers(0, 2**32).map(lambda s: (rng(s).random((1 + s % 60, 1 + 
 def test_iid_deals_images_with_several_classes_by_the_rarest(labels: np.ndarray, clients: int, seed: int) -> None:
     if clients > len(labels):
         with pytest.raises(BadInput, match=f"need at least {clients} images"):
-            Iid(clients=clients)(labels, rng(seed))
+            Iid(clients=clients)(Facts(labels), rng(seed))
         return
-    parts = Iid(clients=clients)(labels, rng(seed))
+    parts = Iid(clients=clients)(Facts(labels), rng(seed))
     assert_set_partition(parts, clients, len(labels))
     assert np.ptp([len(part) for part in parts]) <= 1
     for c in range(labels.shape[1] + 1):
@@ -250,10 +252,10 @@ def test_the_rarest_class_is_the_one_that_fewest_images_show() -> None:
 
 def test_dirichlet_refuses_several_classes_and_says_what_to_take() -> None:
     with pytest.raises(BadInput) as error:
-        Dirichlet()(np.zeros((20, 3), np.int8), rng())
+        Dirichlet()(Facts(np.zeros((20, 3), np.int8)), rng())
     assert str(error.value) == (
         "labels of shape (20, 3): partition dirichlet deals single-label classes; "
-        "for multi-label data take partition clusters or iid"
+        "for multi-label data take partition clusters, iid or quantity"
     )
 
 
@@ -263,30 +265,32 @@ def test_clusters_are_a_set_partition_with_their_minimum(n: int, clients: int, l
     x, split = rng(seed).normal(size=(n, 3)), Clusters(clients=clients, min_size=least)
     if clients * max(least, 1) > n:
         with pytest.raises(BadInput, match=f"need at least {clients * max(least, 1)} images, got {n}"):
-            split(np.zeros(n, int), rng(seed), x)
+            split(Facts(np.zeros(n, int), x), rng(seed))
         return
-    parts = split(np.zeros(n, int), rng(seed), x)
+    parts = split(Facts(np.zeros(n, int), x), rng(seed))
     assert_set_partition(parts, clients, n)
     assert min(map(len, parts)) >= least
-    assert digest(parts) == digest(split(np.zeros((n, 2), np.int8), rng(seed), 7 * x))  # neither labels nor lengths
+    assert digest(parts) == digest(
+        split(Facts(np.zeros((n, 2), np.int8), 7 * x), rng(seed))
+    )  # neither labels nor lengths
 
 
 def test_clusters_find_what_lies_together() -> None:
     truth = rng().permutation(np.repeat(np.arange(4), [40, 30, 20, 10]))
     x = np.eye(4)[truth] * 9 + rng(1).normal(size=(100, 4)) * 0.5
-    parts = Clusters(clients=4)(truth, rng(), x)
+    parts = Clusters(clients=4)(Facts(truth, x), rng())
     assert sorted(len(part) for part in parts) == [10, 20, 30, 40]
     assert all(np.ptp(truth[part]) == 0 for part in parts)
 
 
 def test_a_small_cluster_is_filled_with_the_nearest_of_the_largest() -> None:
     angle = np.deg2rad([0, 1, 2, 3, 40, 180])
-    parts = Clusters(clients=2, min_size=3)(np.zeros(6, int), rng(), np.c_[np.cos(angle), np.sin(angle)])
+    parts = Clusters(clients=2, min_size=3)(Facts(np.zeros(6, int), np.c_[np.cos(angle), np.sin(angle)]), rng())
     assert sorted(part.tolist() for part in parts) == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_equal_images_still_fill_every_client() -> None:
-    parts = Clusters(clients=4)(np.zeros(9, int), rng(), np.ones((9, 2)))
+    parts = Clusters(clients=4)(Facts(np.zeros(9, int), np.ones((9, 2))), rng())
     assert_set_partition(parts, 4, 9)
     assert min(map(len, parts)) == 1
 
@@ -294,13 +298,13 @@ def test_equal_images_still_fill_every_client() -> None:
 def test_clusters_need_features() -> None:
     for features, got in ((None, "none"), (np.ones((3, 2)), "3")):
         with pytest.raises(BadInput) as error:
-            Clusters(clients=2)(np.zeros(4, int), rng(), features)
+            Clusters(clients=2)(Facts(np.zeros(4, int), features), rng())
         assert (
             str(error.value) == f"partition clusters needs image features (n, d), one for each of 4 images, got {got}"
         )
     for features in (np.full((4, 2), np.nan), np.zeros(4)):
         with pytest.raises(BadInput, match="are not finite rows"):
-            Clusters(clients=2)(np.zeros(4, int), rng(), features)
+            Clusters(clients=2)(Facts(np.zeros(4, int), features), rng())
 
 
 def test_table_counts_an_image_in_each_class_it_shows() -> None:
@@ -313,7 +317,7 @@ def test_table_counts_an_image_in_each_class_it_shows() -> None:
 def test_several_classes_come_back(tmp_path_factory: pytest.TempPathFactory, labels: np.ndarray, seed: int) -> None:
     path = tmp_path_factory.mktemp("p") / "partition.parquet"
     labels = np.where(rng(seed).random(labels.shape) < 0.1, -1, labels).astype(np.int8)
-    parts = [*Iid(clients=1)(labels, rng(seed)), np.array([], np.int64)]
+    parts = [*Iid(clients=1)(Facts(labels), rng(seed)), np.array([], np.int64)]
     assert save(path, parts, labels) == digest(parts)
     again, seen = load(path)
     assert digest(again) == digest(parts)
@@ -326,7 +330,7 @@ def test_several_classes_come_back(tmp_path_factory: pytest.TempPathFactory, lab
 
 def test_no_flipped_bit_changes_several_classes_unnoticed(tmp_path: Path) -> None:
     labels = (rng().random((60, 5)) < 0.4).astype(np.int8)
-    path, parts = tmp_path / "p.parquet", Iid(clients=4)(labels, rng())
+    path, parts = tmp_path / "p.parquet", Iid(clients=4)(Facts(labels), rng())
     save(path, parts, labels)
     whole = path.read_bytes()
     for bit in rng(5).choice(8 * len(whole), 200, replace=False):
@@ -343,7 +347,7 @@ def test_no_flipped_bit_changes_several_classes_unnoticed(tmp_path: Path) -> Non
 
 def saved(tmp_path: Path) -> tuple[Path, list[np.ndarray], np.ndarray]:
     labels = np.repeat(np.arange(4), 25)
-    parts = Dirichlet(clients=6)(labels, rng())
+    parts = Dirichlet(clients=6)(Facts(labels), rng())
     save(tmp_path / "p.parquet", parts, labels)
     assert digest(load(tmp_path / "p.parquet")[0]) == digest(parts)
     return tmp_path / "p.parquet", parts, labels

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import struct
 import subprocess
 import sys
@@ -104,12 +105,11 @@ def test_a_missing_set_says_where_and_how(tmp_path: Path, monkeypatch: pytest.Mo
         fashion(tmp_path)
     assert str(error.value) == (
         f"fashion: no train-images-idx3-ubyte.gz in {tmp_path}, {tmp_path}/fashion, {tmp_path}/FashionMNIST/raw; "
-        'get it (30 MB) with python -c "from torchvision.datasets import FashionMNIST; '
-        f"FashionMNIST('{tmp_path}', download=True)\""
+        "get it: fedray data get fashion (31 MB)"
     )
-    monkeypatch.delenv("FEDRAY_DATA", raising=False)
+    monkeypatch.setenv("FEDRAY_DATA", str(tmp_path / "all"))
     monkeypatch.setattr(sources, "SYSTEM", tmp_path)
-    with pytest.raises(Unavailable, match=r"FashionMNIST\('data', download=True\)\" and set FEDRAY_DATA=data$"):
+    with pytest.raises(Unavailable, match=f"no train-images-idx3-ubyte.gz in {tmp_path}/all, {tmp_path}/all/fashion, "):
         fashion()
 
 
@@ -168,10 +168,15 @@ def test_sets_are_found_by_name() -> None:
     assert not {"find", "names", "Source", "stratified", "likelihoods"} & set(names())
     assert find("digits") is digits
     assert find("multidigits") is composites.multidigits
+    for module in sources.MODULES:
+        assert importlib.util.find_spec(f"fedray.data.{module}"), module
+    for name in names():
+        source = find(name)
+        assert name == source.__name__ and (source.__doc__ or "").partition("\n")[0].endswith("."), name
     with pytest.raises(BadInput) as error:
         find("fasion")
     assert str(error.value) == "unknown data set 'fasion'. Did you mean fashion?"
-    with pytest.raises(BadInput, match="Choose from: colourdigits, digits, fashion, multidigits"):
+    with pytest.raises(BadInput, match="Choose from: caltech101, cars, cifar10, cifar100"):
         find("__class__")
 
 
@@ -257,3 +262,33 @@ def test_digests_see_multi_hot_labels() -> None:
     labels = [np.array([[1, 0], [0, 0]]), np.array([[0, 1], [0, 0]]), np.array([[1, 0], [0, -1]])]
     tables = [Table(PIXEL, y.astype(np.int8)) for y in labels]
     assert len({Source("x", ("a", "b"), ("{}",), t, t).digest for t in tables}) == 3
+
+
+def test_domains_are_numbers_that_travel_with_the_rows() -> None:
+    table = Table(PIXEL, np.array([0, 1]), np.array([1, 0]))
+    moved = table.take(np.array([1, 1, 0]))
+    assert moved.domains is not None and moved.domains.tolist() == [0, 0, 1]
+    paths = Table((Path("a"), Path("b")), np.array([0, 1]), np.array([1, 0])).take(np.array([1]))
+    assert paths.domains is not None and paths.domains.tolist() == [0]
+    source = Source("x", ("a", "b"), ("{}",), table, table, ("here", "there"))
+    assert source.domains == ("here", "there")
+    with pytest.raises(BadInput, match="x: domain 1 has no name; name each domain"):
+        Source("x", ("a", "b"), ("{}",), table, table, ("here",))
+    for wrong in (np.array([0]), np.array([0.0, 1.0]), np.array([0, -1]), np.array([[0], [1]])):
+        with pytest.raises(BadInput, match=r"domains of shape .* are not one int64 from 0 for each of 2 images"):
+            Table(PIXEL, np.array([0, 1]), wrong)
+
+
+def test_digests_see_domains_and_nothing_of_sets_without() -> None:
+    y = np.array([0, 1])
+    tables = [Table(PIXEL, y, d) for d in (None, np.array([0, 1]), np.array([1, 0]))]
+    made = [Source("x", ("a", "b"), ("{}",), t, t, ("p", "q")) for t in tables]
+    assert len({source.digest for source in made}) == 3
+    assert made[0].digest == Source("x", ("a", "b"), ("{}",), tables[0], tables[0]).digest
+    assert len({t.digest for t in tables}) == 1  # images alone
+
+
+def test_a_set_for_exams_only_has_no_training_images() -> None:
+    nothing = Table((), np.zeros(0, np.int64))
+    source = Source("x", ("a", "b"), ("{}",), nothing, Table(PIXEL, np.array([0, 1])))
+    assert not source.multilabel and len(source.train) == 0 and source.digest

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.data.partition import Clusters, Dirichlet
+from fedray.data.partition import Clusters, Dirichlet, Facts
 from fedray.data.splits import base_new, cluster_tests, even_tests, few_shot, local_tests, masked, stratified
 from fedray.errors import BadInput
 
@@ -73,7 +73,7 @@ def test_fractions_must_be_a_whole(fractions: tuple[float, ...]) -> None:
 def test_local_tests_share_out_the_trained_classes(
     train: np.ndarray, test: np.ndarray, alpha: float, clients: int, seed: int
 ) -> None:
-    parts = Dirichlet(clients=clients, alpha=alpha, min_size=0)(train, rng(seed))
+    parts = Dirichlet(clients=clients, alpha=alpha, min_size=0)(Facts(train), rng(seed))
     tests = local_tests(train, parts, test, rng(seed))
     assert len(tests) == clients
     expected = np.flatnonzero(np.isin(test, train))
@@ -132,7 +132,7 @@ def test_ties_favour_no_client() -> None:
 
 def test_local_tests_are_determined_by_the_generator() -> None:
     labels = np.repeat(np.arange(10), 30)
-    parts = Dirichlet()(labels, rng())
+    parts = Dirichlet()(Facts(labels), rng())
     a, b, c = (local_tests(labels, parts, labels, rng(s)) for s in (1, 1, 2))
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
     assert not all(np.array_equal(x, y) for x, y in zip(a, c, strict=True))
@@ -227,7 +227,7 @@ def test_base_classes_are_the_first_half_and_the_middle() -> None:
 @given(n=st.integers(1, 40), m=st.integers(0, 40), clients=st.integers(1, 6), seed=st.integers(0, 99))
 def test_cluster_tests_go_to_the_nearest_mean(n: int, m: int, clients: int, seed: int) -> None:
     train, test = rng(seed).normal(size=(n, 3)), rng(seed + 1).normal(size=(m, 3))
-    parts = Dirichlet(clients=clients, alpha=1, min_size=0)(np.zeros(n, int), rng(seed))
+    parts = Dirichlet(clients=clients, alpha=1, min_size=0)(Facts(np.zeros(n, int)), rng(seed))
     tests = cluster_tests(train, parts, test)
     assert np.array_equal(np.sort(np.concatenate(tests)), np.arange(m))
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
@@ -246,7 +246,7 @@ def test_cluster_tests_go_to_the_nearest_mean(n: int, m: int, clients: int, seed
 def test_clusters_are_tested_on_what_looks_alike() -> None:
     truth = np.repeat(np.arange(4), 10)
     x = np.eye(4)[truth] + rng().normal(size=(40, 4)) * 0.05
-    parts = Clusters(clients=4)(truth, rng(), x)
+    parts = Clusters(clients=4)(Facts(truth, x), rng())
     for part, mine in zip(parts, cluster_tests(x, parts, x[::-1] * 3), strict=True):
         assert set(truth[::-1][mine]) == set(truth[part])
 

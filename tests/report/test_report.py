@@ -175,7 +175,7 @@ def drawings(study, frame, path):
 def split(tmp_path_factory):
     path = tmp_path_factory.mktemp("split") / "partition.parquet"
     labels = np.repeat(np.arange(5), 12)
-    parts = partition.Dirichlet(clients=6, alpha=0.5)(labels, np.random.default_rng(0))
+    parts = partition.Dirichlet(clients=6, alpha=0.5)(partition.Facts(labels), np.random.default_rng(0))
     return path, parts, labels, partition.save(path, parts, labels)
 
 
