@@ -71,10 +71,10 @@ def main(o: Options) -> int:
         size = kept.path.stat().st_size
         row("store patch features, s per image", f"{seconds / len(table):.3f}", len(table))
         row("size on disk, kB per image (fp32, fp16)", f"{kb(kept)}, {kb(half)}", len(table))
-        row("read back bit-equal to the tower's", equal(clip, kept, pixels), len(table))
-        parts, grown = shared(kept, o.readers)
+        parts, grown = shared(kept, o.readers)  # first: what this process maps would count as one more reader
         row(f"features in {o.readers} readers, PSS / one copy", f"{parts / size:.3f}", o.readers)
         row(f"all memory of {o.readers} readers, growth of PSS / one copy", f"{grown / size:.3f}", o.readers)
+        row("read back bit-equal to the tower's", equal(clip, kept, pixels), len(table))
         for name, (slow, fast) in {
             "evaluation": (scored(clip, task.zeroshot, pixels), scored(clip, task.zeroshot, kept)),
             "training (promptfl)": (trained(clip, root, pixels, o.train), trained(clip, root, kept, o.train)),

@@ -66,11 +66,15 @@ def use(path: Path) -> None:
 
 def _held(note: Path) -> bool:
     """Touch the note and hold its lock for as long as this process lives; False if it was removed meanwhile."""
-    handle = os.open(note, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(note, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # another user's: the lock can be shared all the same
+        handle = os.open(note, os.O_RDONLY)
     key = note, os.fstat(handle).st_ino
     if _HELD.setdefault(key, handle) != handle:  # a number is not given anew while we hold the file
         os.close(handle)
-    os.utime(_HELD[key])
+    with suppress(PermissionError):
+        os.utime(_HELD[key])
     with suppress(OSError):  # no locks here: the time of the last use must do
         fcntl.flock(_HELD[key], fcntl.LOCK_SH)
     if not os.fstat(_HELD[key]).st_nlink:

@@ -101,6 +101,8 @@ def decoded(raw: bytes) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "of no image format that is known"  # Pillow would tell the address of an object
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(said.split()) or type(error).__name__
 

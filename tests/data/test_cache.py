@@ -134,6 +134,27 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(tmp_path: Path) ->
     assert not cache._HELD
 
 
+def test_another_users_file_is_held_without_writing_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = entry(tmp_path, "a", 100, 9000)
+
+    def denied(note: Path, flags: int, mode: int = 0, opened: Callable[..., int] = os.open) -> int:
+        if flags & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "not yours")
+        return opened(note, flags)
+
+    def not_yours(what: object) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", denied)
+        patch.setattr(os, "utime", not_yours)
+        use(path)
+    assert usage(tmp_path)[0].held
+    assert shrink(tmp_path, 0) == []
+    forget()
+    assert len(shrink(tmp_path, 0)) == 1
+
+
 def test_what_a_killed_writer_left_is_counted_and_removed(tmp_path: Path) -> None:
     folder = tmp_path / "features"
     folder.mkdir()

@@ -118,6 +118,7 @@ def test_skip_drops_names_and_counts(mixed: Table, caplog: pytest.LogCaptureFixt
     assert said.startswith("4 of 8 images left out, not readable: ")
     assert all(f"{path} (" in said for path in dropped)
     assert "gone.png (No such file or directory)" in said
+    assert "empty.jpg (of no image format that is known)" in said
 
 
 def test_a_long_list_is_cut_in_the_log(
