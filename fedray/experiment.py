@@ -48,7 +48,7 @@ class Data:
     bad: Literal["error", "skip"] = "error"  # a damaged image stops the run, or is left out, named and counted
     augment: Literal["none", "standard"] = "none"  # training pixels: random resized crop and flip at each step
     views: Annotated[int, Field(ge=1, le=64)] = 1  # stored per training image; beyond the plain one random crops
-    store: Literal["fp32", "fp16"] = "fp32"  # of stored features; fp16 halves them and moves logits by some 0.001
+    store: Literal["fp32", "fp16"] = "fp32"  # of stored features; fp16 halves them and moves logits by less than 0.01
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -5,7 +5,7 @@
 
 Features are computed in fixed batches and stored in fp32, so logits with and without the store are identical. In fp16
 they take half the space; each value is off by 2^-11 of itself at most, and so a cosine by less than 2^-10: at CLIP's
-scale of 100 a logit by less than 0.1 in the worst case, and by 0.003 as measured (studies/bench_features.py).
+scale of 100 a logit by less than 0.1 in the worst case, by 0.007 as measured (studies/bench_features.py).
 """
 
 from __future__ import annotations
