@@ -7,8 +7,9 @@ and picklable, so that it can be sent to any process of the same machine or shar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 
 from fedray.data import sources
+from fedray.data.cache import use
 from fedray.data.domains import domain_tests
 from fedray.data.exams import examined, only, refused
 from fedray.data.features import Samples, store
+from fedray.data.images import Policy, sound
 from fedray.data.partition import Facts
 from fedray.data.sources import Source, Table
 from fedray.data.splits import base_new, cluster_tests, even_tests, few_shot, local_tests, masked
@@ -29,7 +32,7 @@ from fedray.fed.seeds import rng, torch_seed
 from fedray.method import Method, multilabel, parameters, split
 from fedray.nn import backbone
 from fedray.nn.task import build_task
-from fedray.types import Features, Needs, Params
+from fedray.types import Features, Needs, Params, Task
 
 Progress = Callable[[int, int], None]
 
@@ -44,6 +47,7 @@ class Built(NamedTuple):
     parts: list[np.ndarray]  # per client, positions in `labels`
     data_digest: str
     server: Server  # the experiment's, with the method's own weighting where none is asked for
+    dropped: tuple[str, ...] = ()  # images that can't be read and were left out (data.bad skip)
 
 
 def default_cache() -> Path:
@@ -69,24 +73,22 @@ def build(experiment: Experiment, *, cache: Path | None = None, progress: Progre
     with threads(1):
         clip = backbone.load(e.clip.name, e.clip.weights, precision=e.clip.precision, seed=seed)
         whole = sources.find(e.data.name)(root=Path(e.data.root) if e.data.root else None)
+        (learnt, asked), dropped = _sound([whole.train, whole.test], e.data.bad, cache)
+        whole = replace(whole, train=learnt, test=asked)
         source = whole if e.split.classes == "all" else only(whole, base_new(len(whole.names))[0])
         task = build_task(clip, source.names, source.templates)._replace(multilabel=source.multilabel)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch_seed(seed, "initial"))
-            method = e.method.build(clip, task)
+        method = _method(e, clip, task)
         _check(method, e, source)
-
-        def encoded(table: Table, content: Needs) -> Samples:
-            return store(cache / "features", clip, table, content, progress=progress)
-
-        train, parts, tests = _shared_out(e, source, encoded)
-        further = [examined(name, whole, source, e.data.root) for name in e.exams.split(",") if name]
+        encoded = partial(store, cache / "features", clip, precision=e.data.store, progress=progress)
+        train, parts, tests = _shared_out(e, source, partial(encoded, precision="fp32"))  # whoever stores it how
+        papers = [examined(name, whole, source, e.data.root) for name in e.exams.split(",") if name]
+        sat, more = _sound([paper.test for paper in papers], e.data.bad, cache)
         setup = Setup(
             backbone=_keep(clip, cache),
             precision=e.clip.precision,
             method=method,
             task=task,
-            train=encoded(train, method.needs),
+            train=encoded(train, "pixels" if e.data.augment != "none" else method.needs, views=e.data.views),
             test=encoded(source.test, method.needs),
             shards=tuple(parts),
             tests=tuple(tests),
@@ -94,13 +96,27 @@ def build(experiment: Experiment, *, cache: Path | None = None, progress: Progre
             rounds=e.rounds,
             seed=seed,
             exams=tuple(
-                Exam(name, build_task(clip, names, templates), encoded(table, method.needs))
-                for name, names, templates, table in further
+                Exam(paper.name, build_task(clip, paper.names, paper.templates), encoded(table, method.needs))
+                for paper, table in zip(papers, sat, strict=True)
             ),
+            augment=e.data.augment,
         )
     shared, _ = split(parameters(method), method.private)
     clients = tuple(k for k, p in enumerate(parts) if len(p))
-    return Built(setup, shared, clients, train.labels, parts, whole.digest, _server(e, method))
+    return Built(setup, shared, clients, train.labels, parts, whole.digest, _server(e, method), (*dropped, *more))
+
+
+def _sound(tables: Sequence[Table], policy: Policy, cache: Path) -> tuple[list[Table], list[str]]:
+    """The tables without images that can't be read, where these are to be skipped, and their names."""
+    found = [sound(table, policy, cache=cache / "checks") for table in tables]
+    return [table for table, _ in found], [str(path) for _, bad in found for path in bad]
+
+
+def _method(e: Experiment, clip: backbone.Backbone, task: Task) -> Method:
+    """The method with the initial values that the seed addresses."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(e.seed, "initial"))
+        return e.method.build(clip, task)
 
 
 def _shared_out(
@@ -148,6 +164,10 @@ def _check(method: Method, e: Experiment, source: Source) -> None:
             f"{source.name} is for exams alone, it has no training images; train on another set and add "
             f"--exams {source.name}"
         )
+    if e.data.augment != "none" and e.data.views > 1:
+        raise BadInput(
+            f"data.augment {e.data.augment} would crop the crops of data.views {e.data.views}; say one of them"
+        )
     if e.server is not None and method.server not in (None, e.server.kind):
         raise BadInput(
             f"{e.method.name} needs what server.kind {method.server} sends, got {e.server.kind}; leave --server out, "
@@ -171,12 +191,13 @@ def _check(method: Method, e: Experiment, source: Source) -> None:
 
 def _keep(clip: backbone.Backbone, cache: Path) -> Path:
     path = cache / "backbones" / f"{clip.digest}.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unavailable(
+            f"can't write {path.parent}: {error.strerror}; set FEDRAY_CACHE to a folder of yours"
+        ) from None
+    use(path)  # before it is looked for, so that nobody removes it in between
     if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise Unavailable(
-                f"can't write {path.parent}: {error.strerror}; set FEDRAY_CACHE to a folder of yours"
-            ) from None
         backbone.save(clip, path)  # atomic: whoever comes second replaces it by the same bytes
     return path

@@ -21,6 +21,7 @@ from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, as_dict
 from fedray.fed.loop import Executor, Inline, rounds
+from fedray.track import files
 from fedray.track.run import RunFolder
 from fedray.types import GLOBAL, Round
 
@@ -76,6 +77,8 @@ def drive(experiment: Experiment, built: Built, folder: RunFolder, executor: Exe
     and starts from the private states that the checkpoint before it names.
     """
     _same_partition(folder, built)
+    if built.dropped:
+        files.replace(folder.path / "dropped.json", files.to_json(list(built.dropped)))
     found = folder.latest()
     if found is None:
         folder.begin()
