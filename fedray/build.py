@@ -6,7 +6,6 @@ and picklable, so that it can be sent to any process of the same machine or shar
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from fedray.data import sources
-from fedray.data.cache import use
+from fedray.data.cache import default_cache, use
 from fedray.data.domains import domain_tests
 from fedray.data.exams import examined, only, refused
 from fedray.data.features import Samples, store
@@ -48,11 +47,6 @@ class Built(NamedTuple):
     data_digest: str
     server: Server  # the experiment's, with the method's own weighting where none is asked for
     dropped: tuple[str, ...] = ()  # images that can't be read and were left out (data.bad skip)
-
-
-def default_cache() -> Path:
-    """``$FEDRAY_CACHE``, or ``~/.cache/fedray``."""
-    return Path(os.environ.get("FEDRAY_CACHE") or Path.home() / ".cache" / "fedray")
 
 
 def build(experiment: Experiment, *, cache: Path | None = None, progress: Progress | None = None) -> Built:

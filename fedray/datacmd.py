@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedray import console
 from fedray.data import sources
+from fedray.data.cache import default_cache, shrink, usage
 from fedray.data.download import Progress
 from fedray.data.origins import ALIAS, ORIGINS
 from fedray.data.trees import home
@@ -168,9 +168,7 @@ def _where(name: str, root: Path | None) -> tuple[bool, str]:
 
 def cache(limit: str | None, *, json: bool) -> int:
     """What the cache holds, by kind; with a limit, what was used longest ago goes first."""
-    from fedray.data.cache import shrink, usage
-
-    root = _cache()
+    root = default_cache()
     removed = shrink(root, amount(limit)) if limit is not None else []
     entries = usage(root)
     kinds = sorted({entry.kind for entry in entries})
@@ -221,11 +219,6 @@ def _shown(json: bool) -> Iterator[Progress]:
     finally:
         if live and last:
             sys.stdout.write("\r\x1b[K")
-
-
-def _cache() -> Path:
-    """As `fedray.build.default_cache`, which would import torch."""
-    return Path(os.environ.get("FEDRAY_CACHE") or Path.home() / ".cache" / "fedray")
 
 
 def amount(text: str) -> int:

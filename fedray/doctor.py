@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from fedray.console import columns, complain, say, size, tell
 from fedray.data import sources
+from fedray.data.cache import default_cache
 from fedray.engine.cluster import cpus, free_memory
 from fedray.errors import BadInput, Unavailable
 
@@ -65,8 +66,6 @@ def _machine() -> Iterator[Finding]:
 
 
 def _places(runs: Path) -> Iterator[Finding]:
-    from fedray.build import default_cache
-
     for what, path, option in (("runs", runs, "--runs"), ("cache", default_cache(), "FEDRAY_CACHE")):
         place = path.absolute()
         there = next((folder for folder in (place, *place.parents) if folder.exists()), Path("/"))

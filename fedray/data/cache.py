@@ -43,6 +43,11 @@ _HELD: OrderedDict[tuple[Path, int], int] = OrderedDict()
 log = logging.getLogger("fedray")
 
 
+def default_cache() -> Path:
+    """``$FEDRAY_CACHE``, or ``~/.cache/fedray``."""
+    return Path(os.environ.get("FEDRAY_CACHE") or Path.home() / ".cache" / "fedray")
+
+
 class Entry(NamedTuple):
     """A file of the cache with what belongs to it."""
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedray.data.disk import parsed
+from fedray.data.disk import folders_in, parsed
 from fedray.data.lists import strays
 from fedray.data.sources import Source, Table
 from fedray.data.splits import stratified
-from fedray.data.trees import folders_in, home, listing
+from fedray.data.trees import home, listing
 from fedray.errors import Unavailable
 
 

@@ -31,12 +31,16 @@ def subfolders(folder: Path) -> dict[str, Path]:
     Raises Unavailable if it can't be read, or if two names in it have the same key.
     """
     found: dict[str, Path] = {}
-    for path in _entries(folder) if folder.is_dir() else ():
-        if path.is_dir():
-            other = found.setdefault(key(path.name), path)
-            if other != path:
-                raise Unavailable(f"{other} and {path.name} beside it are names for the same; keep one of them")
+    for path in folders_in(folder) if folder.is_dir() else ():
+        other = found.setdefault(key(path.name), path)
+        if other != path:
+            raise Unavailable(f"{other} and {path.name} beside it are names for the same; keep one of them")
     return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Its folders, sorted by name, hidden ones left out; Unavailable if it can't be read."""
+    return [path for path in _entries(folder) if path.is_dir()]
 
 
 def pictures(folder: Path) -> list[Path]:

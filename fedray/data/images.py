@@ -84,7 +84,7 @@ def _read(image: Pixels | Path) -> tuple[bytes, Image.Image]:
         return raw, decoded(raw)
     except Exception as error:  # Pillow raises a dozen types on damaged files
         raise Unavailable(
-            f"{image}: not a readable image ({_reason(error)}); replace it or remove it from the set, or leave such "
+            f"{image}: not a readable image ({reason(error)}); replace it or remove it from the set, or leave such "
             "images out with data.bad skip"
         ) from error
 
@@ -100,7 +100,8 @@ def decoded(raw: bytes) -> Image.Image:
         return file.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why an image can't be decoded, in words."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "of no image format that is known"  # Pillow would tell the address of an object
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -173,7 +174,7 @@ def _damaged(paths: Sequence[Path], progress: Callable[[int, int], None] | None)
         try:
             decoded(path.read_bytes())
         except Exception as error:
-            return _reason(error)
+            return reason(error)
         return ""
 
     found: dict[int, str] = {}

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedray.data.dealing import rarest
 from fedray.data.disk import SUFFIXES
 from fedray.data.sources import Source, Table
 from fedray.data.splits import stratified
@@ -183,7 +184,7 @@ def _split(source: Source) -> Source:
     """A list without a split, split here; several labels by each image's rarest class."""
     y: NDArray[np.int64] = source.train.labels.astype(np.int64)
     if source.multilabel:
-        count = np.where(y == 1, (y == 1).sum(0), len(y) + 1)
-        y = np.where((y == 1).any(1), count.argmin(1), -1)
+        y = rarest(y)
+        y[y == len(source.names)] = -1  # of no class
     train, test = stratified(y, (0.7, 0.3), np.random.default_rng(0))
     return replace(source, train=source.train.take(train), test=source.train.take(test), note=OWN_SPLIT)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.data.disk import pictures
+from fedray.data.disk import folders_in, pictures
 from fedray.data.lists import FILES, OWN_SPLIT, TEMPLATES, listed
 from fedray.data.sources import Source, Table
 from fedray.data.splits import stratified
@@ -48,14 +48,6 @@ def located(name: str, root: Path | None, marks: Sequence[str], folders: Sequenc
         if any((folder / mark).exists() for mark in marks):
             return folder
     raise Unavailable(f"{name}: no {' or '.join(marks)} in {base}; get it: {get}")
-
-
-def folders_in(folder: Path) -> list[Path]:
-    """Its folders, sorted by name, hidden ones left out; Unavailable if it can't be read."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise Unavailable(f"{folder}: {error.strerror or error}; complete the data set") from error
 
 
 def listing(folders: Sequence[Path], pick: Callable[[Path], list[Path]] = pictures) -> Table:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedray.data.disk import lines
+from fedray.data.disk import folders_in, lines
 from fedray.data.sources import Source, Table
-from fedray.data.trees import NO_IMAGES, folders_in, listing, located, shipped
+from fedray.data.trees import NO_IMAGES, listing, located, shipped
 from fedray.errors import Unavailable
 
 TEMPLATES = ("a photo of a {}.",)

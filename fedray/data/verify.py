@@ -13,7 +13,7 @@ from PIL import Image
 from fedray.data import sources
 from fedray.data.download import Progress
 from fedray.data.fetch import absent, changed, manifest, place
-from fedray.data.images import FORMATS, batches, decoded
+from fedray.data.images import FORMATS, batches, decoded, reason
 from fedray.data.sources import Source
 from fedray.errors import Unavailable
 
@@ -91,10 +91,10 @@ def _decoded(paths: list[Path], progress: Progress) -> tuple[dict[str, str], Cou
     broken: dict[str, str] = {}
     odd: Counter[str] = Counter()
     for answers in batches(paths, _look, 256):
-        for path, (reason, kinds) in zip(paths[done:], answers, strict=False):
+        for path, (why, kinds) in zip(paths[done:], answers, strict=False):
             odd.update(kinds)
-            if reason:
-                broken[str(path)] = reason
+            if why:
+                broken[str(path)] = why
         done += len(answers)
         progress("images decoded", done, len(paths))
     return broken, odd
@@ -115,5 +115,4 @@ def _look(path: Path) -> tuple[str, list[str]]:
             }
             return "", [what for what, so in signs.items() if so]
     except Exception as error:  # Pillow raises a dozen types on damaged files
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return " ".join(said.split()) or type(error).__name__, []
+        return reason(error), []

@@ -107,13 +107,14 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     load(method, {**job.shared, **private})
     task, own = _label_space(setup, shard, world.device)
     given = Given(world.clip, task, job.shared, job.inbox)
-    names, learnable = zip(*method.named_parameters(), strict=True) if parameters(method) else ((), ())
+    named = list(method.named_parameters())
+    learnable = [parameter for _, parameter in named]
     sums: dict[str, float] = {}
     steps = 0
     if learnable:  # zero-shot has nothing to train
         momenta: list[Tensor | None] = [None] * len(learnable)
         lr = setup.local.rate(job.round, setup.rounds)
-        rates = [lr * factor(method.rates, name) for name in names]
+        rates = [lr * factor(method.rates, name) for name, _ in named]
         for x, y in _lessons(world, job):
             with _located(job, method):
                 terms = method.terms(given, x, y if own is None else torch.searchsorted(own, y))

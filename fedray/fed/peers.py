@@ -167,13 +167,13 @@ def gradient(old: Tensor, new: Sequence[Tensor], logits: Tensor) -> Tensor:
 
     p = torch.softmax(logits, 0)
     away = torch.stack([1 - torch.cosine_similarity(old, one, dim=0, eps=1e-8) for one in new])
-    mean, u = torch.zeros_like(old), torch.zeros_like(old)
+    middle, u = torch.zeros_like(old), torch.zeros_like(old)
     for share, one in zip(p, new, strict=True):
-        mean += share * (one - old)
-    spread = torch.stack([(one - old - mean).norm() for one in new])
+        middle += share * (one - old)
+    spread = torch.stack([(one - old - middle).norm() for one in new])
     for share, one, r in zip(p, new, spread, strict=True):
         if r > 0:
-            u += share * (one - old - mean) / r
+            u += share * (one - old - middle) / r
     slope = away + spread - torch.stack([u @ (one - old) for one in new])
     return p * (slope - p @ slope)
 

@@ -21,7 +21,8 @@ from functools import partial
 from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import PatchSoftmax
-from fedray.nn.multilabel import Centred, several
+from fedray.nn.losses import task_loss
+from fedray.nn.multilabel import Centred
 from fedray.nn.prompts import TextContext
 from fedray.types import Tokens
 
@@ -72,6 +73,6 @@ def dualcoop(
         margin: probability that a negative may keep.
     """
     context = TextContext(clip, n=n_ctx, prompts=2, words=words)
-    loss = partial(several, weight=weight, down=down, up=up, margin=margin)
+    loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)
     head = PatchSoftmax(dual=True, tokens=tokens)
     return PromptMethod(context, Centred(head) if centre else head, loss=loss, weighting="uniform")

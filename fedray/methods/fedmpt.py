@@ -27,7 +27,7 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.condition_heads import Conditional, Form
 from fedray.nn.conditions import Conditioned, listed
-from fedray.nn.multilabel import several
+from fedray.nn.losses import task_loss
 
 FIDELITY = "paper-only"
 PROTOCOL = {
@@ -116,5 +116,5 @@ def fedmpt(
         centre=centre,
     )
     prompts = Conditioned(clip, conditions=names, n_condition=n_condition, n_class=n_class)
-    loss = partial(several, weight=weight, down=down, up=up, margin=margin)
+    loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)
     return PromptMethod(prompts, head, loss=loss, weighting="uniform")

@@ -32,7 +32,7 @@ from fedray.errors import BadInput
 from fedray.nn.backbone import Backbone
 from fedray.nn.condition_heads import Spread
 from fedray.nn.conditions import Conditioned, listed
-from fedray.nn.multilabel import several
+from fedray.nn.losses import task_loss
 from fedray.types import Features, Given, Needs, Output, Prompts, VisionPrompts, Weighting
 
 FIDELITY = "verified"
@@ -99,7 +99,7 @@ class FedMPTCode(nn.Module):
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
         """The asymmetric loss, or cross entropy for one label per image."""
-        return {"loss": several(self(given, x).logits, y, weight=self.weight)}
+        return {"loss": task_loss(self(given, x).logits, y, weight=self.weight)}
 
 
 def fedmpt_code(

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from fedray.errors import BadInput
 from fedray.nn.backbone import Backbone
-from fedray.nn.heads import PatchSoftmax
-from fedray.nn.losses import Guidance, check_weight
+from fedray.nn.heads import PatchSoftmax, tokens_of
+from fedray.nn.losses import Guidance, check_weight, task_loss
 from fedray.nn.meta import MetaNet
-from fedray.nn.multilabel import Centred, several, tokens_of
+from fedray.nn.multilabel import Centred
 from fedray.nn.prompts import TextContext
 from fedray.types import Features, Given, Needs, Output, Prompts, Tokens, VisionPrompts, Weighting
 
@@ -141,4 +141,4 @@ class FedMVPOFL(nn.Module):
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
         """The task loss and the guidance."""
         out = self(given, x)
-        return {"loss": several(out.logits, y, weight=WEIGHT)} | self.guidance(self, given, x, y, out)
+        return {"loss": task_loss(out.logits, y, weight=WEIGHT)} | self.guidance(self, given, x, y, out)

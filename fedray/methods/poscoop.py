@@ -23,7 +23,8 @@ from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.bound import Bound
 from fedray.nn.heads import PatchSoftmax
-from fedray.nn.multilabel import Centred, Vectors, several
+from fedray.nn.losses import task_loss
+from fedray.nn.multilabel import Centred, Vectors
 from fedray.nn.prompts import TextContext
 from fedray.types import Task, Tokens
 
@@ -80,6 +81,6 @@ def poscoop(
     classes = len(task.names)
     pair = PatchSoftmax(dual=True, tokens=tokens)
     head = Vectors(Centred(pair) if centre else pair, classes, clip.arch.joint)
-    loss = partial(several, weight=weight, down=down, up=up, margin=margin)
+    loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)
     context = Bound(TextContext(clip, n=n_ctx, words=words), classes)
     return PromptMethod(context, head, loss=loss, weighting="uniform", rates={"prompts.*": rate})

@@ -32,7 +32,8 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.bound import Bound
 from fedray.nn.graph import Related, adjacency
 from fedray.nn.heads import Cosine, PatchSoftmax
-from fedray.nn.multilabel import Centred, several, splc
+from fedray.nn.losses import task_loss
+from fedray.nn.multilabel import Centred, splc
 from fedray.nn.prompts import TextContext
 from fedray.types import Task
 
@@ -88,7 +89,10 @@ def scpnet(
     Raises:
         BadInput: an option out of its range.
     """
-    losses: dict[str, Loss] = {"asl": partial(several, weight=weight), "splc": partial(splc, weight=weight, sure=sure)}
+    losses: dict[str, Loss] = {
+        "asl": partial(task_loss, weight=weight),
+        "splc": partial(splc, weight=weight, sure=sure),
+    }
     heads: dict[str, nn.Module] = {"patches": PatchSoftmax(), "cosine": Cosine(temperature=0.1)}
     for label, value, known in (("head", head, heads), ("loss", loss, losses)):
         if value not in known:

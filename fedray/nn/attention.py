@@ -84,9 +84,7 @@ def patch_embeddings(clip: Backbone, x: Tensor | Features) -> Tensor:
     """
     if isinstance(x, Features):
         raise BadInput("cached features can't see vision prompts, which would learn nothing; use pixels")
-    tower = clip.vision
-    patches = tower.conv1(x.to(tower.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-    return full(patches + tower.positional_embedding[1:])
+    return full(clip.vision.embed(x)[:, 1:])
 
 
 def pooled(x: Tensor, n: int) -> Tensor:

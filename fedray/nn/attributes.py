@@ -19,7 +19,7 @@ from torch import Tensor
 from fedray.errors import BadInput, Unavailable
 from fedray.nn.backbone import Backbone
 from fedray.nn.generate import Once
-from fedray.nn.task import BATCH
+from fedray.nn.task import BATCH, spoken
 from fedray.types import Given
 
 
@@ -46,9 +46,9 @@ def features(given: Given, known: Mapping[str, Tensor]) -> Tensor:
     if not known:
         return given.task.zeroshot[None]
     for name in given.task.names:
-        if _key(name) not in known:
+        if spoken(name) not in known:
             raise BadInput(f"class {name!r} is not in the file of attributes; write sentences for it, or leave it out")
-    ids = torch.cat([known[_key(name)] for name in given.task.names]).to(given.clip.logit_scale.device)
+    ids = torch.cat([known[spoken(name)] for name in given.task.names]).to(given.clip.logit_scale.device)
     flat = torch.cat([F.normalize(given.clip.encode_tokens(part), dim=-1) for part in torch.split(ids, BATCH)])
     return flat.view(len(given.task.names), -1, flat.shape[-1]).transpose(0, 1)
 
@@ -77,8 +77,4 @@ def read(path: str) -> dict[str, list[str]]:
         raise BadInput(
             f"attributes in {path!r} give {one!r} {few} sentences and {other!r} {many}; give every class as many"
         )
-    return {_key(name): lines for name, lines in found.items()}
-
-
-def _key(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
+    return {spoken(name): lines for name, lines in found.items()}

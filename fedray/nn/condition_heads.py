@@ -12,7 +12,6 @@ One plan for each image and condition, a constant for autograd. FedMPT, sections
 
 from __future__ import annotations
 
-import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -20,15 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput, did_you_mean
+from fedray.nn.heads import tokens_of
+from fedray.nn.losses import check_temperature
 from fedray.nn.lowrank import LowRank
-from fedray.nn.multilabel import centred, tokens_of
-from fedray.nn.transport import check_options, transport
+from fedray.nn.multilabel import centred
+from fedray.nn.transport import LIMIT, TOLERANCE, check_options, transport
 from fedray.types import Features, Tokens
 
 Form: TypeAlias = Literal["stable", "literal"]
 
 SHARPNESS, GAIN = 20.0, 5.0
-TOLERANCE, LIMIT = 1e-3, 0.1  # of the marginals: a plan is finished, is refused (see `transport`)
 
 
 class Conditional(nn.Module):
@@ -83,7 +83,7 @@ class Conditional(nn.Module):
             raise BadInput("form 'literal' is a way to transport; take form 'stable' without transport")
         if sign not in (-1, 0, 1):
             raise BadInput(f"the entropy's sign is {sign}; choose 1, -1, or 0 for patches that all count alike")
-        check_tau(tau)
+        check_temperature("tau", tau)
         self.form, self.solve, self.residual, self.centre = form, solve, residual, centre
         self.tau, self.eps, self.sign, self.iters = tau, eps, sign, iters
         self.adapters = LowRank(conditions, width, width, rank=rank, faint=residual) if rank else None
@@ -147,7 +147,7 @@ class Spread(nn.Module):
 
     def __init__(self, *, temperature: float = 1.0, token_norm: bool = False) -> None:
         super().__init__()
-        check_tau(temperature)
+        check_temperature("tau", temperature)
         self.temperature, self.axis = temperature, 1 if token_norm else -1
 
     def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
@@ -164,9 +164,3 @@ class Spread(nn.Module):
         spread = psi.std(-1, keepdim=True)
         shares = (spread / self.temperature).softmax(1)
         return (shares * (psi - psi.mean(-1, keepdim=True)) / (spread + 1e-5)).mean(1)
-
-
-def check_tau(tau: float) -> None:
-    """Refuse a temperature that is not above 0 and finite."""
-    if not (tau > 0 and math.isfinite(tau)):
-        raise BadInput(f"tau is {tau}; it must be above 0")

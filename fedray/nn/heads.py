@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
-from fedray.nn.transport import Kind, Scope, check_options, transport
+from fedray.nn.transport import LIMIT, TOLERANCE, Kind, Scope, check_options, transport
 from fedray.types import Features, Tokens
 
 
@@ -44,7 +44,7 @@ class Cosine(nn.Module):
 
     def __init__(self, *, temperature: float | None = None) -> None:
         super().__init__()
-        self.temperature = _temperature(temperature)
+        self.temperature = own_temperature(temperature)
 
     def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
         """Compare text (N, C, d) with image (B, d): logits (B, C)."""
@@ -77,7 +77,8 @@ class PatchSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         self.sharpness = sharpness
-        self.gain = gain if _temperature(temperature) is None else 1 / (sharpness * float(temperature or 1))
+        own = own_temperature(temperature)
+        self.gain = gain if own is None else 1 / (sharpness * own)
         self.dual, self.tokens = dual, tokens
 
     def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
@@ -86,9 +87,7 @@ class PatchSoftmax(nn.Module):
         Raises:
             BadInput: image features without tokens, or a dual head without two prompts per class.
         """
-        if image.tokens is None:
-            raise BadInput("image features have no tokens, which this head compares; encode or store them with tokens")
-        close = self.sharpness * _similarities(_unit(text.pooled), _unit(image.tokens))  # (B, C, N, M)
+        close = self.sharpness * _similarities(_unit(text.pooled), _unit(tokens_of(image)))  # (B, C, N, M)
         if not self.dual:
             return self.gain * (close.softmax(-1) * close).sum(-1).mean(-1)
         if close.shape[2] != 2:
@@ -124,8 +123,8 @@ class Transport(nn.Module):
         eps: float = 0.1,
         mass: float = 1.0,
         iters: int = 100,
-        tol: float = 1e-3,
-        limit: float = 0.1,
+        tol: float = TOLERANCE,
+        limit: float = LIMIT,
         scope: Scope = "problem",
         temperature: float | None = None,
     ) -> None:
@@ -133,7 +132,7 @@ class Transport(nn.Module):
         check_options(eps, kind, mass, iters, tol, limit, scope)  # at once, not in the first round
         self.kind, self.eps, self.mass, self.iters = kind, eps, mass, iters
         self.tol, self.limit, self.scope = tol, limit, scope
-        self.temperature = _temperature(temperature)
+        self.temperature = own_temperature(temperature)
 
     def forward(self, text: Features, image: Features, scale: Tensor) -> Tensor:
         """Compare text (N, C, d) with image tokens (B, M, d): logits (B, C).
@@ -142,9 +141,7 @@ class Transport(nn.Module):
             BadInput: the image features come without tokens.
             NotConverged: a plan misses its marginals by more than `limit`.
         """
-        if image.tokens is None:
-            raise BadInput("image features have no tokens, which this head compares; encode or store them with tokens")
-        sim = _similarities(_unit(text.pooled), _unit(image.tokens))
+        sim = _similarities(_unit(text.pooled), _unit(tokens_of(image)))
         solved = transport(
             1 - sim.mT,
             eps=self.eps,
@@ -156,6 +153,17 @@ class Transport(nn.Module):
             scope=self.scope,
         )
         return _scale(self.temperature, scale) * (solved.plan.mT * sim).sum((-2, -1))
+
+
+def tokens_of(image: Features) -> Tensor:
+    """An image's tokens (B, M, d), in float32 at least.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if image.tokens is None:
+        raise BadInput("image features have no tokens, which this head compares; encode or store them with tokens")
+    return image.tokens.to(torch.promote_types(image.tokens.dtype, torch.float32))
 
 
 def _similarities(text: Tensor, patches: Tensor) -> Tensor:
@@ -173,7 +181,8 @@ def _scale(temperature: float | None, scale: Tensor) -> Tensor | float:
     return scale if temperature is None else 1 / temperature
 
 
-def _temperature(value: float | None) -> float | None:
+def own_temperature(value: float | None) -> float | None:
+    """A head's own temperature, or None for CLIP's; BadInput unless it is above 0."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise BadInput(f"temperature is {value}; it must be above 0 (CLIP's own is about 0.01: leave it out)")
     return value

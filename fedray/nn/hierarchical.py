@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from fedray.errors import BadInput, did_you_mean
 from fedray.nn.backbone import Backbone
+from fedray.nn.heads import own_temperature
 from fedray.nn.layout import lay
-from fedray.nn.transport import check_options, transport
+from fedray.nn.transport import LIMIT, TOLERANCE, check_options, transport
 from fedray.types import Features, Task, TextPrompts, VisionPrompts
 
 Mode: TypeAlias = Literal["paper", "code"]
 
 ROOM = 2**24  # token similarities at once: 64 MB for each of the few copies that a solver needs
 FAR = 1e4  # cost of a token that takes no part: without mass anyway, but the solver's first step would feel it
-TOLERANCE, LIMIT = 1e-3, 0.1  # of the marginals: a plan is finished, is refused (see `transport`)
 
 
 class Hierarchical(nn.Module):
@@ -59,9 +59,8 @@ class Hierarchical(nn.Module):
             raise BadInput(f"beta is {beta}; it must be at least 0, where 0 leaves the tokens out")
         if mode not in get_args(Mode):
             raise BadInput(f"mode is {mode!r}; {did_you_mean(mode, get_args(Mode))}")
-        if temperature is not None and not 0 < temperature < float("inf"):
-            raise BadInput(f"temperature is {temperature}; it must be above 0 (CLIP's own is about 0.01: leave it out)")
-        self.beta, self.eps, self.iters, self.mode, self.temperature = beta, eps, iters, mode, temperature
+        self.beta, self.eps, self.iters, self.mode = beta, eps, iters, mode
+        self.temperature = own_temperature(temperature)
 
     def forward(self, text: Features, image: Features, mask: Tensor, scale: Tensor) -> Tensor:
         """Compare text (N, C, d) and its tokens (N, C, L, d) with views (B, V, d) and theirs (B, V, J, d): (B, C).

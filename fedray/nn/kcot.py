@@ -18,13 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedray.nn.heads import tokens_of
 from fedray.nn.losses import check_temperature
-from fedray.nn.multilabel import tokens_of
-from fedray.nn.transport import check_options, transport
+from fedray.nn.transport import LIMIT, TOLERANCE, check_options, transport
 from fedray.types import Features
 
 CALM, FOCUS = 0.1, 20.0  # temperature of u; factor in q
-TOLERANCE, LIMIT = 1e-3, 0.1  # of the marginals: a plan is finished, is refused (see `transport`)
 
 
 class Kcot(nn.Module):

@@ -104,7 +104,7 @@ class LocalPath(nn.Module):
         In training also what the frozen tower alone makes of the pixels: it shares the lower layers.
         """
         with torch.no_grad():
-            x = embedded(tower, pixels)
+            x = tower.ln_pre(tower.embed(pixels))
             low, y = walk(tower, x, full(x[:, 1:]), range(self.first))
             frozen = project(tower, *walk(tower, low, y, range(self.first, len(tower.blocks)))) if training else None
         x = low
@@ -153,13 +153,6 @@ class TextInsert(nn.Module):
             x = block(torch.cat([x[:, :1], tokens.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], 1), causal=True)
             x = torch.cat([x[:, :1], x[:, 1 + n :]], 1)
         return tower.project(x[torch.arange(len(x), device=x.device), layout.ends])
-
-
-def embedded(tower: VisionTower, pixels: Tensor) -> Tensor:
-    """Class token and patches (B, 1 + M, w) as the first block gets them."""
-    x: Tensor = tower.conv1(pixels.to(tower.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-    x = torch.cat([tower.class_embedding.expand(len(x), 1, -1), x], 1) + tower.positional_embedding
-    return cast(Tensor, tower.ln_pre(x))
 
 
 def walk(tower: VisionTower, x: Tensor, y: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,13 @@ from fedray.errors import BadInput
 from fedray.types import Features, Given, Output
 
 
-def task_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy of logits (B, C) to classes (B,), or `asymmetric` to labels (B, C)."""
-    return F.cross_entropy(logits, y) if y.dim() == 1 else asymmetric(logits, y)
+def task_loss(
+    logits: Tensor, y: Tensor, *, weight: float = 0.03, down: float = 2.0, up: float = 1.0, margin: float = 0.05
+) -> Tensor:
+    """Cross entropy of logits (B, C) to classes (B,), or `asymmetric`, with these constants, to labels (B, C)."""
+    if y.dim() == 1:
+        return F.cross_entropy(logits, y)
+    return asymmetric(logits, y, weight=weight, down=down, up=up, margin=margin)
 
 
 def asymmetric(

@@ -20,24 +20,12 @@ from torch import Tensor, nn
 
 from fedray.errors import BadInput
 from fedray.nn.heads import Head
-from fedray.nn.losses import asymmetric
 from fedray.types import Features, Tokens
 
 
 def centred(logits: Tensor) -> Tensor:
     """Logits (B, C) less their mean over the classes; a single class is left as it is."""
     return logits - logits.mean(1, keepdim=True) if logits.shape[1] > 1 else logits
-
-
-def tokens_of(image: Features) -> Tensor:
-    """An image's tokens (B, M, d), in float32 at least.
-
-    Raises:
-        BadInput: there are none.
-    """
-    if image.tokens is None:
-        raise BadInput("image features have no tokens, which this head compares; encode or store them with tokens")
-    return image.tokens.to(torch.promote_types(image.tokens.dtype, torch.float32))
 
 
 class Centred(nn.Module):
@@ -91,15 +79,6 @@ class Vectors(nn.Module):
         pair = torch.stack([self.negative, text.pooled[0] + self.positive])
         logits: Tensor = self.head(Features(pair), image, scale)
         return logits
-
-
-def several(
-    logits: Tensor, y: Tensor, *, weight: float = 0.03, down: float = 2.0, up: float = 1.0, margin: float = 0.05
-) -> Tensor:
-    """`fedray.nn.losses.task_loss`, with the asymmetric loss's constants as they are given."""
-    if y.dim() == 1:
-        return F.cross_entropy(logits, y)
-    return asymmetric(logits, y, weight=weight, down=down, up=up, margin=margin)
 
 
 def matching(logits: Tensor, y: Tensor) -> Tensor:

@@ -43,6 +43,11 @@ def build_task(clip: Backbone, names: Sequence[str], templates: Sequence[str]) -
         return Task(names, tokens, lengths, F.normalize(total / len(templates), dim=-1))
 
 
+def spoken(name: str) -> str:
+    """A class name as it is read: lower case, single spaces; names that are spoken alike are one."""
+    return " ".join(name.replace("_", " ").lower().split())
+
+
 def _check(names: tuple[str, ...], templates: tuple[str, ...]) -> None:
     if not names:
         raise BadInput("class names are empty; give at least one")
@@ -51,7 +56,7 @@ def _check(names: tuple[str, ...], templates: tuple[str, ...]) -> None:
             raise BadInput(f"class name {name!r} is blank; every class needs a word")
     seen: dict[str, str] = {}
     for name in names:
-        key = " ".join(name.replace("_", " ").lower().split())
+        key = spoken(name)
         if key in seen:
             raise BadInput(f"class names {seen[key]!r} and {name!r} read the same; rename one")
         seen[key] = name

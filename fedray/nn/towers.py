@@ -143,10 +143,14 @@ class VisionTower(nn.Module):
         self.ln_post = Norm(width)
         self.proj = nn.Parameter(torch.empty(width, arch.joint))
 
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, S, S) to class token and patches (B, 1 + M, w) with their positions, before the first norm."""
+        x: Tensor = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        return torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+
     def forward(self, pixels: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
         """Pixels (B, 3, S, S) to hidden states (B, 1 + M + n, w): class token, patches, prompts where they stand."""
-        x: Tensor = self.conv1(pixels.to(self.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], 1) + self.positional_embedding
+        x: Tensor = self.embed(pixels)
         if prompts is None:
             x = self.ln_pre(x)
             for block in self.blocks:

@@ -22,6 +22,7 @@ from fedray.errors import BadInput
 Kind: TypeAlias = Literal["balanced", "partial"]
 Scope: TypeAlias = Literal["problem", "batch"]
 
+TOLERANCE, LIMIT = 1e-3, 0.1  # of the marginals, for heads: a plan is finished, is refused
 BLOCK = 5  # iterations between two looks at the error (each look waits for the device)
 CACHE = 2**18  # numbers that are iterated on at once on a CPU: they stay in its second-level cache
 

@@ -24,7 +24,8 @@ from fedray.nn.architecture import architecture
 from fedray.nn.heads import PatchSoftmax
 from fedray.nn.kcot import mixture
 from fedray.nn.local_path import BatchNorm
-from fedray.nn.multilabel import centred, several
+from fedray.nn.losses import task_loss
+from fedray.nn.multilabel import centred
 from fedray.recipe import Recipe
 from fedray.testing import NAMES, build, given, images, labels
 from fedray.types import Features, Task
@@ -326,5 +327,5 @@ def test_the_teacher_steers_the_plan() -> None:
 def test_constants_of_the_loss_are_options(function) -> None:
     method = build(Recipe(function, weight=1.0, down=4.0, up=0.0, margin=0.1), CLIP)
     g, x = given(CLIP, method), images(CLIP, method)
-    expected = several(method(g, x).logits, Y, weight=1.0, down=4.0, up=0.0, margin=0.1)
+    expected = task_loss(method(g, x).logits, Y, weight=1.0, down=4.0, up=0.0, margin=0.1)
     torch.testing.assert_close(method.terms(g, x, Y)["loss"], expected)

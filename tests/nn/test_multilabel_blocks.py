@@ -15,9 +15,10 @@ from fedray.nn.conditions import Conditioned, listed
 from fedray.nn.graph import Related, adjacency
 from fedray.nn.heads import Cosine, PatchSoftmax
 from fedray.nn.kcot import Kcot, guide, mixture
-from fedray.nn.local_path import BatchNorm, LocalAdapter, LocalPath, TextInsert, embedded, values
+from fedray.nn.local_path import BatchNorm, LocalAdapter, LocalPath, TextInsert, values
+from fedray.nn.losses import task_loss
 from fedray.nn.lowrank import LowRank
-from fedray.nn.multilabel import Centred, Vectors, centred, matching, several, splc
+from fedray.nn.multilabel import Centred, Vectors, centred, matching, splc
 from fedray.types import Features, sets
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -269,7 +270,7 @@ def test_why_logits_are_centred() -> None:
     slopes = []
     for head in (PatchSoftmax(), Centred(PatchSoftmax())):
         leaf = text.pooled.clone().requires_grad_()
-        several(head(Features(leaf), image, SCALE), y).backward()
+        task_loss(head(Features(leaf), image, SCALE), y).backward()
         slopes.append(float(leaf.grad.abs().max()))
     assert slopes[0] < 1e-6 < 1e-3 < slopes[1]
 
@@ -305,7 +306,7 @@ def test_dual_asymmetric_loss_is_that_of_a_two_way_softmax() -> None:
                 expected -= (1 - p) ** 1 * math.log(max(p, 1e-6))
             elif y[b, c] == 0:
                 expected -= (1 - q) ** 2 * math.log(max(q, 1e-6))
-    assert float(several(plus - minus, y, weight=1.0)) == pytest.approx(expected, rel=1e-9)
+    assert float(task_loss(plus - minus, y, weight=1.0)) == pytest.approx(expected, rel=1e-9)
 
 
 def test_matching_is_one_softmax_over_all_known_pairs() -> None:
@@ -335,7 +336,7 @@ def test_splc_is_the_formula() -> None:
             expected -= (1 - p) ** 2 * math.log(p) if there else p**2 * math.log(1 - p)
     assert float(splc(x, y, weight=1.0)) == pytest.approx(expected, rel=1e-9)
     classes = torch.tensor([0, 1, 2, 3])
-    assert splc(x, classes) == several(x, classes) == F.cross_entropy(x, classes)
+    assert splc(x, classes) == task_loss(x, classes) == F.cross_entropy(x, classes)
 
 
 # --- graph ---------------------------------------------------------------------------------------------------------
@@ -384,7 +385,7 @@ def test_graph_convolution_is_the_formula() -> None:
 
 def test_values_speak_to_one_another(clip, images) -> None:
     tower = clip.vision
-    x = embedded(tower, images)
+    x = tower.ln_pre(tower.embed(images))
     block = tower.blocks[0]
     v = block.qkv(block.ln_1(x)).chunk(3, -1)[2]
     heads = []
