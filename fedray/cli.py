@@ -1,6 +1,6 @@
-"""The command line: `fedray run | sweep | resume | ls | data | demo | ui | doctor`.
+"""The command line: `fedray run | sweep | resume | ls | data | probe | demo | ui | doctor`.
 
-Exit codes: 0 done, 2 bad input, 3 finished with failed cells, 4 environment, 130/143 interrupted. What a user can
+Exit codes: 0 done, 2 bad input, 3 finished with failures, 4 environment, 130/143 interrupted. What a user can
 mend is one line on stderr; anything else keeps its traceback. Nothing here imports torch, ray or mlflow.
 """
 
@@ -21,7 +21,7 @@ from fedray import __version__, commands, console, datacmd, listing, study
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput, did_you_mean
 from fedray.fields import handbook, show_config
-from fedray.flags import one_line, resolve
+from fedray.flags import Request, one_line, resolve
 from fedray.where import Where
 
 Runs: TypeAlias = Annotated[Path | None, arg(metavar="DIR", help="root of the run folders ($FEDRAY_RUNS, else runs)")]
@@ -45,6 +45,10 @@ class Run:
 
     config: Config = None
     protocol: Protocol = None
+    fork: Annotated[
+        str | None, arg(metavar="RUN", help="go on where that run was, with what else is said here changed")
+    ] = None
+    fork_round: Annotated[int | None, arg(metavar="R", help="its round to fork after; the last if not said")] = None
     placement: Placed = "auto"
     actors: Actors = None
     runs: Runs = None
@@ -117,6 +121,18 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Measure a client's memory, and say where an experiment's clients go on this machine.
+
+    fedray probe --method fedotp --clip.name ViT-B-16-quickgelu --local.batch 32
+    """
+
+    config: Config = None
+    protocol: Protocol = None
+    json: Json = False
+
+
+@dataclass(frozen=True)
 class Demo:
     """A small sweep without download or Ray, with its table and figures.
 
@@ -151,8 +167,8 @@ class Doctor:
     json: Json = False
 
 
-Command: TypeAlias = Run | Sweep | Resume | Ls | Data | Demo | Ui | Doctor
-COMMANDS: dict[str, type] = {c.__name__.lower(): c for c in (Run, Sweep, Resume, Ls, Data, Demo, Ui, Doctor)}
+Command: TypeAlias = Run | Sweep | Resume | Ls | Data | Probe | Demo | Ui | Doctor
+COMMANDS: dict[str, type] = {c.__name__.lower(): c for c in (Run, Sweep, Resume, Ls, Data, Probe, Demo, Ui, Doctor)}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -176,13 +192,13 @@ def dispatch(args: Sequence[str]) -> int:
         raise BadInput(f"{args[0]} is not a command. {did_you_mean(args[0], COMMANDS)}")
     if "-h" in args or "--help" in args:
         _tyro([args[0], "--help"])
-        if args[0] in ("run", "sweep"):
+        if args[0] in ("run", "sweep", "probe"):
             console.say(handbook())
         return 0
-    if args[0] not in ("run", "sweep"):
+    if args[0] not in ("run", "sweep", "probe"):
         _only_options(args)
     command, rest = _tyro(args)
-    if rest and not isinstance(command, Run | Sweep):
+    if rest and not isinstance(command, Run | Sweep | Probe):
         raise BadInput(f"{rest[0]!r} is not expected here; see fedray {args[0]} --help")
     return _do(command, rest)
 
@@ -201,9 +217,7 @@ def _do(command: Any, rest: list[str]) -> int:
     at = Where(**{name: value for name, value in vars(command).items() if name in known})
     match command:
         case Run() | Sweep():
-            options = [field.name for field in fields(command)]
-            several = isinstance(command, Sweep)
-            request = resolve(command.config, rest, options, several=several, protocol=command.protocol)
+            request = _request(command, rest, at)
             if command.print_config:
                 return show_config(request, at)
             if isinstance(command, Run):
@@ -215,6 +229,11 @@ def _do(command: Any, rest: list[str]) -> int:
             return listing.ls(command.what, at.root, json=at.json)
         case Data():
             return datacmd.data(command.do, command.names, command.root, command.max, json=at.json)
+        case Probe():
+            from fedray.probecmd import probed
+
+            options = [field.name for field in fields(command)]
+            return probed(resolve(command.config, rest, options, protocol=command.protocol).base, json=at.json)
         case Demo():
             return commands.demo(at)
         case Ui():
@@ -225,6 +244,19 @@ def _do(command: Any, rest: list[str]) -> int:
             from fedray.doctor import doctor
 
             return doctor(at.root, json=at.json)
+
+
+def _request(command: Run | Sweep, rest: list[str], at: Where) -> Request:
+    """The experiment that is asked for, or the grid."""
+    options = [field.name for field in fields(command)]
+    if isinstance(command, Run) and command.fork is not None:
+        if command.config or command.protocol:
+            raise BadInput("--fork starts from that run's own configuration; leave --config and --protocol out")
+        return commands.forked(command.fork, command.fork_round, rest, options, at.root)
+    if isinstance(command, Run) and command.fork_round is not None:
+        raise BadInput(f"--fork-round {command.fork_round} needs the run to fork; add --fork RUN")
+    several = isinstance(command, Sweep)
+    return resolve(command.config, rest, options, several=several, protocol=command.protocol)
 
 
 def _tyro(args: Sequence[str]) -> tuple[Any, list[str]]:

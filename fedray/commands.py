@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from fedray import news
+from fedray.engine import samedata
 from fedray.engine.cluster import attached
 from fedray.errors import BadInput
-from fedray.experiment import Experiment, as_dict, from_dict
+from fedray.experiment import Experiment, as_dict, flatten, from_dict
+from fedray.flags import Request, parse
 from fedray.study import Failed, possible, resumable
-from fedray.track import layout
+from fedray.track import checkpoint, layout
 from fedray.track.run import RunFolder, runs
 from fedray.where import Where, following, mirrored
 
@@ -23,6 +25,9 @@ DEMO: dict[str, object] = {"partition.clients": 5, "rounds": 5}
 
 def run(experiment: Experiment, at: Where, study: str) -> int:
     """One experiment, from the start or from where it was left.
+
+    Returns:
+        0, or 3 when clients failed and the run went on without them.
 
     Raises:
         BadInput, Unavailable: see `fedray.engine.driver.run`.
@@ -35,8 +40,9 @@ def run(experiment: Experiment, at: Where, study: str) -> int:
     how = f"placement {at.placement}"
     news.plan([experiment], int(done), status.get("round", 0), folder.path, how, json=at.json)
     if done:
+        samedata.unchanged([folder])
         news.end([folder], folder.path, [], json=at.json)
-        return 0
+        return news.lost(folder, json=at.json)
     with (
         resumable(f"fedray resume {folder.path}"),
         nullcontext() if at.placement == "inline" else attached(),
@@ -55,7 +61,32 @@ def run(experiment: Experiment, at: Where, study: str) -> int:
         finally:
             store.sync(folder)
     news.end([folder], folder.path, following(at, study), json=at.json)
-    return 0
+    return news.lost(folder, json=at.json)
+
+
+def forked(name: str, round: int | None, words: Sequence[str], options: Iterable[str], root: Path) -> Request:
+    """Another run's experiment with what the flags change, to go on from its last round or from `round`.
+
+    Raises:
+        BadInput: no run has that name below `root`, it has no such checkpoint, or a flag is wrong.
+    """
+    source = find(name, root)
+    if source.path.parent.parent != root.resolve():
+        raise BadInput(f"run {source.path} is not below {root}; add --runs {source.path.parent.parent}")
+    kept = [int(path.name[1:]) for path in checkpoint.found(source.path / "ckpt")]
+    if not kept or (round is not None and round not in kept):
+        after = (
+            f" after round {round}; take one of {', '.join(map(str, sorted(kept)))}" if kept else " yet; let it begin"
+        )
+        raise BadInput(f"run {source.run_id} has no checkpoint{after}")
+    flags = parse(words, options)
+    if extra := next((path for path, values in flags.items() if len(values) > 1), None):
+        raise BadInput(f"{extra} takes one value, got {len(flags[extra])}; fork once for each")
+    base = from_dict(source.config)
+    point = {"forked_from": f"{source.study}/{source.run_id}@{kept[0] if round is None else round}"}
+    changed = base.override(**{path: values[0] for path, values in flags.items()}, **point)
+    where = dict.fromkeys(flatten(as_dict(changed)), f"run {source.run_id}") | {p: f"--{p}" for p in flags}
+    return Request(changed, {}, where | {"forked_from": "--fork"})
 
 
 def resume(name: str, at: Where) -> int:

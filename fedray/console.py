@@ -88,7 +88,8 @@ def describe(cell: Experiment) -> str:
     """``fedotp on digits, dirichlet 0.1, seed 0``."""
     alpha = getattr(cell.partition, "alpha", None)
     skew = cell.partition.kind if alpha is None else f"{cell.partition.kind} {alpha:g}"
-    return f"{cell.method.name} on {cell.data.name}, {skew}, seed {cell.seed}"
+    without = f" without {cell.split.leave_out}" if cell.split.leave_out else ""
+    return f"{cell.method.name} on {cell.data.name}{without}, {skew}, seed {cell.seed}"
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedray import console
 from fedray.data import sources
-from fedray.data.cache import default_cache, shrink, usage
+from fedray.data.cache import OTHER, default_cache, shrink, usage
 from fedray.data.download import Progress
 from fedray.data.origins import ALIAS, ORIGINS
-from fedray.data.trees import home
+from fedray.data.trees import home, origin, way
 from fedray.errors import BadInput
 from fedray.study import resumable
 
@@ -132,10 +132,10 @@ def ls(names: Sequence[str], root: Path | None, *, json: bool) -> int:
     """Every data set, with the folder that it is in or the way to get it; opens no file."""
     rows = []
     for name in names or sources.names():
-        origin = ORIGINS.get(name) or ORIGINS.get(ALIAS.get(name, name))
+        known = ORIGINS.get(name) or origin(name)
         about = (sources.find(name).__doc__ or "").partition("\n")[0]
-        counts = (origin.classes, origin.images or None) if origin else (None, None)
-        rows.append([name, *counts, *_where(name, root), about])
+        counts = (known.classes, known.images or None) if known else (None, None)
+        rows.append([name, *counts, *where(name, root), about])
     header = ("data", "classes", "images", "here", "where", "what it is")
     if json:
         for row in rows:
@@ -148,22 +148,18 @@ def ls(names: Sequence[str], root: Path | None, *, json: bool) -> int:
     return 0
 
 
-def _where(name: str, root: Path | None) -> tuple[bool, str]:
-    """Whether a set is here, and its folder or how to get it."""
-    files = ALIAS.get(name, name)
-    origin = ORIGINS.get(files)
-    if origin is None:
-        return False, "--data.root FOLDER"
-    if not origin.parts and not origin.page:
-        return True, "comes along"
-    folders = [home(files, root)]
+def where(name: str, root: Path | None = None) -> tuple[bool, str]:
+    """Whether a set is here, and its folder or how to get it; opens no file."""
+    known = origin(name)
+    if known is None or not (known.parts or known.page):
+        return known is not None, "comes along" if known else way(name)
+    folders = [home(ALIAS.get(name, name), root)]
     if root is None:
-        folders += [folders[0].parent / other for other in origin.also]
+        folders += [folders[0].parent / other for other in known.also]
     for folder in folders:
         if any(not path.name.startswith(".") for path in folder.glob("*")):
             return True, str(folder)
-    about = f" ({console.size(origin.download)})" if origin.download else ""
-    return False, f"fedray data get {name}{about}" if origin.parts else f"by hand{about}"
+    return False, way(name)
 
 
 def cache(limit: str | None, *, json: bool) -> int:
@@ -188,8 +184,10 @@ def cache(limit: str | None, *, json: bool) -> int:
         gone = f" · {len(removed)} removed, {console.size(freed)}" if limit is not None else ""
         console.say(f"cache · {root} · {console.size(whole)}{gone}")
     if limit is not None and whole > amount(limit):
+        foreign = sum(entry.size for entry in entries if entry.kind == OTHER)
+        more = f", nor are {console.size(foreign)} that fedray didn't put there" if foreign else ""
         used = "in use now or within the last hour"
-        console.complain(f"{console.size(whole)} stay: what is {used} isn't removed", kind="warning")
+        console.complain(f"{console.size(whole)} stay: what is {used} isn't removed{more}", kind="warning")
     return 0
 
 

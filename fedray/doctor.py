@@ -6,8 +6,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,10 +14,11 @@ from typing import Literal, NamedTuple
 from fedray.console import columns, complain, say, size, tell
 from fedray.data import sources
 from fedray.data.cache import default_cache
+from fedray.datacmd import where
 from fedray.engine.cluster import cpus, free_memory
 from fedray.errors import BadInput, Unavailable
 
-PACKAGES = ("fedray", "torch", "torchvision", "ray", "mlflow", "open_clip_torch", "optuna", "pyarrow")
+PACKAGES = ("fedray", "torch", "torchvision", "ray", "mlflow", "open_clip_torch", "optuna", "pyarrow", "scikit-learn")
 NEEDED_MEMORY = 2 << 30
 NEEDED_DISK = 1 << 30
 
@@ -83,31 +83,23 @@ def _places(runs: Path) -> Iterator[Finding]:
 def _weights() -> Iterator[Finding]:
     from fedray.nn import backbone
 
-    yield _tried("backbone", lambda: f"embedded, digest {backbone.load('embedded').digest[:12]}", "bad")
+    try:
+        yield Finding("backbone", "ok", f"embedded, digest {backbone.load('embedded').digest[:12]}")
+    except (BadInput, Unavailable) as error:
+        yield Finding("backbone", "bad", str(error))
 
 
 def _data() -> Iterator[Finding]:
+    """Which sets are here; whether one is whole, says `fedray data verify`, which reads all of it."""
     for name in sources.names():
-        # only the data that comes along must be there
-        yield _tried(f"data {name}", partial(_counted, name), "bad" if name == "digits" else "note")
-
-
-def _counted(name: str) -> str:
-    source = sources.find(name)()
-    return f"{len(source.train)} + {len(source.test)} images, {len(source.names)} classes"
+        here, place = where(name)
+        yield Finding(f"data {name}", "ok" if here else "note", place)
 
 
 def _ray() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     mode = os.environ.get("RAY_AUTH_MODE", "token")
-    where = f"cluster at {address}" if address else "local, on loopback only"
+    place = f"cluster at {address}" if address else "local, on loopback only"
     if mode != "token":
-        return Finding("ray", "note", f"{where}; RAY_AUTH_MODE is {mode}: whoever reaches the port runs code as you")
-    return Finding("ray", "ok", f"{where}, with a token")
-
-
-def _tried(what: str, look: Callable[[], str], otherwise: Literal["note", "bad"]) -> Finding:
-    try:
-        return Finding(what, "ok", look())
-    except (BadInput, Unavailable) as error:
-        return Finding(what, otherwise, str(error))
+        return Finding("ray", "note", f"{place}; RAY_AUTH_MODE is {mode}: whoever reaches the port runs code as you")
+    return Finding("ray", "ok", f"{place}, with a token")

@@ -19,11 +19,16 @@ from pydantic.dataclasses import dataclass
 
 from fedray.data.partition import Dirichlet, Partition
 from fedray.errors import BadInput, did_you_mean
+from fedray.fed.attacks import Attack
+from fedray.fed.checks import Checks
 from fedray.fed.gaussian import Gaussian
 from fedray.fed.local import Local
 from fedray.fed.mixtures import Mixtures
 from fedray.fed.outliers import Outliers
+from fedray.fed.participation import Failure, Participation
 from fedray.fed.peers import Experts, FedAWA, Peers
+from fedray.fed.privacy import DPFedAvg
+from fedray.fed.robust import Clipped, Krum, Median, MultiKrum, Trimmed
 from fedray.fed.server import FedAvg
 from fedray.recipe import Recipe
 
@@ -56,13 +61,28 @@ class Split:
     """What is taken of the data set before the clients share it."""
 
     shots: Annotated[int, Field(ge=1)] | None = 8  # training images per class over all clients; None: all of them
+    shots_per: Literal["class", "domain"] = "class"  # "domain": so many of each class in each domain
+    leave_out: str = ""  # a domain that nobody trains on: its images are an exam, rows eval/<domain>/...
     classes: Literal["all", "base"] = "all"  # "base": the first half alone; exam "new" then asks for the others
     mask: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training labels hidden, of several per image
     mask_mode: Literal["unknown", "negative"] = "unknown"  # hidden labels count for nothing, or as absent
 
 
 Server: TypeAlias = Annotated[
-    FedAvg | Peers | Experts | FedAWA | Mixtures | Outliers | Gaussian, Field(discriminator="kind")
+    FedAvg
+    | Peers
+    | Experts
+    | FedAWA
+    | Mixtures
+    | Outliers
+    | Gaussian
+    | Median
+    | Trimmed
+    | Krum
+    | MultiKrum
+    | Clipped
+    | DPFedAvg,
+    Field(discriminator="kind"),
 ]
 """Any aggregator, told apart by `kind`."""
 
@@ -91,9 +111,15 @@ class Experiment:
     server: Server | None = None  # None: what the method needs, FedAvg for most
     rounds: Annotated[int, Field(ge=1)] = 20
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the clients, in each round
+    sampling: Literal["fixed", "poisson"] = "fixed"  # as many in every round, or each with that probability
+    participation: Participation = Participation()  # clients that do not come or get far, simulated
+    failure: Failure = Failure()  # what is done about clients that fail
+    checks: Checks = Checks()  # what an update must keep to; who does not is left out of the round
+    attack: Attack = Attack()  # what dishonest clients do; for tests of robust servers
     evaluate_every: Annotated[int, Field(ge=1)] = 1  # rounds; the last one is always evaluated
     exams: str = ""  # further tests of the final model, by comma: new, a data set, inverted, rotated, noisy, coarse
     seed: Annotated[int, Field(ge=0)] = 0
+    forked_from: str = ""  # study/run@round that this one goes on from; what fedray run --fork says
 
     def override(self, **changes: Any) -> Experiment:
         """A copy with fields changed by dotted path, ``**{"partition.alpha": 0.1}``.
@@ -220,6 +246,8 @@ _RULES = {
     "float_parsing": "a number",
     "float_type": "a number",
     "string_type": "text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
 }
 
 

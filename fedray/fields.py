@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from fedray import recipe
@@ -19,11 +21,17 @@ from fedray.track.export import without_secrets
 if TYPE_CHECKING:
     from fedray.where import Where
 
-KINDS = {
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "partition": (get_args(get_args(Partition)[0]), "who holds which image"),
     "server": (get_args(get_args(Server)[0]), "its rule; none: what the method needs"),
 }
 """Fields that hold one of several dataclasses."""
+WIDTH = 100
+"""Columns of a terminal that the handbook is for."""
+LONGEST = 24
+"""Letters of a rule that fit into its column."""
+KEPT = "\N{NO-BREAK SPACE}"
+"""Stands for a space at which no line ends."""
 
 
 class Leaf(NamedTuple):
@@ -36,20 +44,16 @@ class Leaf(NamedTuple):
 
 
 def leaves(cls: type = Experiment, prefix: str = "") -> Iterator[Leaf]:
-    """The fields of a configuration dataclass, with those of the dataclasses in it, in order."""
+    """The fields of a configuration dataclass, with those of the dataclasses in it, in order; not those of a kind."""
     notes = _notes(cls)
     annotations = _infos(cls)
     for field in fields(cls):
         path, info = f"{prefix}{field.name}", annotations[field.name]
         default = None if info.default is MISSING else info.default
         if path in KINDS:
-            known, note = KINDS[path]
-            kinds = sorted(known, key=lambda kind: not isinstance(default, kind))  # the default one first
-            names = [_infos(kind)["kind"].default for kind in kinds]
-            yield Leaf(path, None if default is None else names[0], " | ".join(names), note)
-            yield from (leaf for leaf in leaves(kinds[0], f"{path}.") if leaf.path != f"{path}.kind")
+            yield Leaf(path, getattr(default, "kind", None), "a kind, below", KINDS[path][1])
         elif isinstance(default, recipe.Recipe):
-            yield Leaf(path, default.name, "a method's name, or a .py file", "its options: --method.<option>")
+            yield Leaf(path, default.name, "a name, or a .py file", "its options: --method.<option>")
         elif is_dataclass(default):
             yield from leaves(type(default), f"{path}.")
         else:
@@ -100,11 +104,50 @@ def _infos(cls: type) -> dict[str, Any]:
 
 
 def handbook() -> str:
-    """The tables that `fedray run --help` ends with: fields, then methods."""
-    header = ("field", "default", "rule", "")
-    table = columns(header, [(f"--{x.path}", x.default, x.rule, x.note) for x in leaves()])
-    methods = columns(("method", ""), [(name, recipe.summary(file)) for name, file in recipe.known().items()])
-    return f"fields of an experiment\n{table}\n\n{methods}"
+    """The tables that `fedray run --help` ends with: fields, those of each partition and server, methods."""
+    table = [(f"--{x.path}", _typed(x.default), *_beside(x)) for x in leaves()]
+    methods = [(name, recipe.summary(file)) for name, file in recipe.known().items()]
+    parts = [_folded((f"--{path}", f"its fields, as --{path}.NAME: default (rule)"), _kinds(path)) for path in KINDS]
+    parts = [_folded(("field", "default", "rule", ""), table), *parts, _folded(("--method", ""), methods)]
+    return "fields of an experiment\n" + "\n\n".join(parts)
+
+
+def _beside(leaf: Leaf) -> tuple[str, str]:
+    """Rule and note; a rule too long for its column opens the note."""
+    return (leaf.rule, leaf.note) if len(leaf.rule) <= LONGEST else ("one of", f"{leaf.rule}: {leaf.note}")
+
+
+def _kinds(path: str) -> list[tuple[str, str]]:
+    """Each kind with the fields of its own, after those that most kinds have."""
+    known, held = KINDS[path][0], dict[str, list[Leaf]]()
+    for kind in known:
+        name, *own = (leaf._replace(note="") for leaf in leaves(kind))
+        held[str(name.default)] = own
+    common = [x for x, n in Counter(x for mine in held.values() for x in mine).items() if 2 * n > len(known)]
+    lacking = {x: ", ".join(kind for kind, mine in held.items() if x not in mine) for x in common}
+    shared = " · ".join(_told(x, f"not {lacking[x]}" if lacking[x] else "") for x in common)
+    return [("any", shared), *((kind, " · ".join(_told(x) for x in held[kind] if x not in common)) for kind in held)]
+
+
+def _told(leaf: Leaf, but: str = "") -> str:
+    rule = "; ".join(filter(None, [leaf.rule.removeprefix("float "), but]))
+    return f"{leaf.path} {_typed(leaf.default)} ({rule})".replace(" ", KEPT)
+
+
+def _typed(value: object) -> str:
+    """A default as one would write it."""
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _folded(header: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    """Aligned columns, the last one in as many lines as it needs."""
+    heads = columns(header[:-1], [row[:-1] for row in rows]).split("\n")
+    lead = max(map(len, heads)) + 2
+    lines = []
+    for head, last in zip(heads, [header[-1], *(row[-1] for row in rows)], strict=True):
+        first, *more = wrap(last, WIDTH - lead, break_on_hyphens=False) or [""]
+        lines += [f"{head:<{lead}}{first}".rstrip(), *(" " * lead + line for line in more)]
+    return "\n".join(lines).replace(KEPT, " ")
 
 
 def show_config(request: Request, at: Where) -> int:

@@ -45,7 +45,9 @@ def _studies(root: Path) -> tuple[Sequence[str], list[list[Any]]]:
 
 
 def _methods(_: Path) -> tuple[Sequence[str], list[list[Any]]]:
-    return ("method", "what it is"), [[name, recipe.summary(file)] for name, file in recipe.known().items()]
+    known = recipe.known().items()
+    rows = [[name, recipe.card(file).fidelity, recipe.summary(file)] for name, file in known]
+    return ("method", "fidelity", "what it is"), rows
 
 
 def _data(_: Path) -> tuple[Sequence[str], list[list[Any]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fedray.errors import BadInput
 from fedray.nn.heads import Cosine, Head, PatchSoftmax
 from fedray.nn.losses import task_loss
 from fedray.nn.multilabel import Centred
-from fedray.types import Features, Given, Needs, Output, Params, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, Params, Weighting
 
 Penalty: TypeAlias = Callable[[Any, Given, "Tensor | Features", Tensor, Output], dict[str, Tensor]]
 """Loss terms beside the task loss: by name, with their weight."""
@@ -105,6 +105,14 @@ class PromptMethod(nn.Module):
             return "pixels"
         return "tokens" if self.head.tokens else "pooled"
 
+    @property
+    def batching(self) -> Batching:
+        """As far as its parts let it; a loss and penalties of one's own may count images without a label."""
+        plain = getattr(self.loss, "func", self.loss) is task_loss  # also with constants of its own
+        parts: list[Batching] = [getattr(penalty, "batching", "equal") for penalty in self.penalties]
+        parts += [getattr(part, "batching", "ragged") for part in (self.prompts, self.head)]
+        return min([*parts, "ragged" if plain else "equal"], key=get_args(Batching).index)
+
     def forward(self, given: Given, x: Tensor | Features) -> Output:
         """Encode text and images with this method's prompts, and compare them."""
         prompts = self.prompts(given, x)
@@ -119,6 +127,17 @@ class PromptMethod(nn.Module):
         for penalty in self.penalties:
             terms |= penalty(self, given, x, y, out)
         return terms
+
+
+def batching(method: Method) -> Batching:
+    """How far several clients may train as one batch, by ``torch.func.vmap`` over their parameters and images.
+
+    "none" where a value decides what is computed next, or where chance or state beside the parameters plays a part;
+    "equal" where batches must have one size; "ragged" where an image without a label (-100, or -1 for every class)
+    leaves the terms as if it were not there. A method says so by an attribute of this name; if it does not, "none".
+    """
+    said: Batching = getattr(method, "batching", "none")
+    return said
 
 
 def multilabel(method: Any, name: str) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedray import console
 from fedray.console import say, tell
 from fedray.experiment import Experiment
+from fedray.track.run import LOST
 
 if TYPE_CHECKING:
     from fedray.engine.placement import Placement
@@ -79,6 +80,25 @@ def board(cells: Sequence[Experiment], *, json: bool) -> Iterator[Callable[..., 
 def failed(cell: Experiment, reason: str, folder: Path) -> None:
     """Say which cell did not reach its end, and why."""
     console.complain(f"{console.describe(cell)}: {reason or 'did not finish'} ({folder})", kind="failed")
+
+
+def lost(folder: RunFolder, *, json: bool) -> int:
+    """Say how many updates a finished run had to do without, and whose; returns the exit code, 0 or 3."""
+    count = folder.status.get("failures", 0)
+    if not count:
+        return 0
+    who = sorted({client for _, client, metric, _, _ in folder.records() if metric == LOST and client >= 0})
+    if json:
+        tell("failures", count=count, clients=who, log=folder.path / "log.txt")
+    console.complain(f"{missed(count, who)}; see {folder.path / 'log.txt'}", kind="failed")
+    return 3
+
+
+def missed(count: int, who: Sequence[int]) -> str:
+    """``2 updates failed and were left out, of clients 3, 5``."""
+    named = ", ".join(map(str, who[:8])) + (", ..." if len(who) > 8 else "")
+    plural = "s were" if count > 1 else " was"
+    return f"{count} update{plural} left out, of client{'s' * (len(who) > 1)} {named}"
 
 
 def end(

@@ -119,7 +119,7 @@ def sweep(
         costs: what a run cost, as further columns: up_kb, down_kb (per client and round), fit_s (per round).
 
     Returns:
-        0, or 3 when a cell failed.
+        0, or 3 when a cell failed, or went on without clients that did.
 
     Raises:
         BadInput, Unavailable: see `fedray.engine.sweep.sweep`.
@@ -142,12 +142,13 @@ def sweep(
             ended = engine.sweep(cells, study=name, actors=actors, show=show, **where)
         for cell, reason in ended.failed.items():
             news.failed(cells[cell], reason, paths[cell])
+        lost = [news.lost(folder, json=at.json) for folder in ended.folders]
         shown: dict[str, Any] = {"json": at.json, "axes": axes, "x": x, "costs": costs, "failed": len(ended.failed)}
         made = news.end(ended.folders, home, following(at, name), **shown)
         mirror.log_study(
             home, figures=home / "figures", tables=home / "tables", metrics=made.metrics, note=made.markdown
         )
-    return 3 if ended.failed else 0
+    return 3 if ended.failed or any(lost) else 0
 
 
 def _how(at: Where, actors: int) -> str:

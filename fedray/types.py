@@ -27,6 +27,7 @@ View: TypeAlias = Literal["local", "global"]
 Needs: TypeAlias = Literal["pooled", "tokens", "pixels"]
 Tokens: TypeAlias = Literal[False, "patches", "all"]
 Weighting: TypeAlias = Literal["samples", "uniform"]
+Batching: TypeAlias = Literal["none", "equal", "ragged"]
 Adapters: TypeAlias = Mapping[int, nn.Module]
 """By layer: what stands beside a block, block(x) + adapter(ln_1(x)), on (R, L, w)."""
 

@@ -102,6 +102,12 @@ def test_damaged_images_may_be_left_out_and_are_written_down(cache: Path, damage
     assert json.loads((started.folder.path / "dropped.json").read_text()) == bad
 
 
+def test_damaged_images_of_an_exam_may_be_left_out_too(cache: Path, damaged: Path) -> None:
+    built = made(cache, exams="folder", **{"data.root": str(damaged), "data.bad": "skip"})
+    assert built.dropped == (str(damaged / "test/dog/7.png"),)  # nobody asks for the exam's training images
+    assert [len(exam.test) for exam in built.setup.exams] == [23]
+
+
 def test_a_sound_set_leaves_no_such_file(cache: Path, tmp_path: Path) -> None:
     started = run(Experiment().override(**SMALL), runs=tmp_path / "runs", placement="inline", cache=cache)
     list(started.rounds)

@@ -13,13 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from fedray import console
+from fedray import console, recipe
 from fedray.cli import main
+from fedray.fields import KINDS, WIDTH, handbook
 from fedray.flags import parse, scalar
 from fedray.track.run import RunFolder, runs
 
@@ -126,6 +128,139 @@ def test_training_that_diverges(fedray: Fedray) -> None:
     assert code == 3
     assert re.fullmatch(r"error: round 1, client \d+: the loss is not finite .*; lower local.lr .*\n", err)
     assert "failed" in fedray("ls").out
+
+
+LEFT_OUT = ("--local.lr", "1e30", "--rounds", "1", "--failure.policy", "drop")
+
+
+def test_clients_that_all_fail_end_the_run(fedray: Fedray) -> None:
+    code, _, err = fedray("run", *TINY, *LEFT_OUT, "--local.epochs", "5")
+    assert code == 3
+    assert re.fullmatch(
+        r"error: round 1: 0 of 3 updates are left, 1 needed; failed: clients 0, 1, 2 "
+        r"\(Diverged: the loss is not finite \(.*\); lower local.lr \(now 1e\+30\)\)\n",
+        err,
+    )
+    assert "BadUpdate: round 1" in fedray("ls").out
+
+
+def test_clients_that_fail_are_left_out_and_the_exit_code_tells(
+    fedray: Fedray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fedray.fed import clients
+
+    real = clients.fit
+
+    def fit(world: Any, job: Any, private: Any) -> Any:
+        if job.client == 1 and job.round == 2:
+            raise ConnectionError("no answer from https://me:secret@host/x?token=abc today")
+        return real(world, job, private)
+
+    monkeypatch.setattr(clients, "fit", fit)
+    words = ("run", *TINY, "--rounds", "3", "--failure.policy", "drop")
+    code, out, err = fedray(*words)
+    (folder,) = runs(Path("runs"))
+    log = folder.path / "log.txt"
+    assert code == 3
+    assert caplog.messages == ["round 2, client 1: ConnectionError: no answer from https://host/x today; left out"]
+    assert err == f"failed: 1 update was left out, of client 1; see {log}\n"
+    assert re.search(r"^r 2/3 · .* · fit 2/3 · ", out, flags=re.MULTILINE)
+    assert "results · " in out
+    assert (folder.status["state"], folder.status["failures"]) == ("done", 1)
+    text = log.read_text()
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert re.match(r"\S+ round 2, client 1: ConnectionError: .*; left out\n    Traceback \(most recent", text)
+    assert "in fit\n" in text
+    assert "secret" not in text + err
+    assert "abc" not in text + err
+    again = fedray(*words)
+    assert (again.code, again.err) == (3, err)  # done, and still not whole
+    event = [json.loads(line) for line in fedray(*words, "--json").out.splitlines()][-1]
+    assert event == {"event": "failures", "count": 1, "clients": [1], "log": str(log)}
+
+
+def test_a_run_that_is_aborted_leaves_its_traceback(fedray: Fedray) -> None:
+    assert fedray("run", *TINY, "--local.lr", "1e30", "--rounds", "3").code == 3
+    (folder,) = runs(Path("runs"))
+    assert re.match(r"\S+ Diverged: round 1, client \d: .*\n    Traceback ", (folder.path / "log.txt").read_text())
+
+
+def test_another_trace_is_refused(fedray: Fedray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedray.engine import driver
+
+    def stop(*_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    words = ("run", *TINY, "--rounds", "2", "--participation.trace", "who.csv")
+    (tmp_path / "who.csv").write_text("round,client\n1,0\n2,1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "summary", stop)
+        assert fedray(*words).code == 130
+    (tmp_path / "who.csv").write_text("round,client\n1,0\n2,2\n")
+    code, _, err = fedray(*words)
+    assert code == 2
+    assert re.fullmatch(
+        r"error: run promptfl-\w+ was begun with another participation.trace; bring that file back, or use another "
+        r"study\n",
+        err,
+    )
+    (tmp_path / "who.csv").write_text("round,client\n1,0\n2,1\n")
+    assert fedray(*words).code == 0
+
+
+# ---- forks ----
+
+
+def test_a_fork_goes_on_with_what_is_changed(fedray: Fedray) -> None:
+    assert fedray("run", *TINY, "--rounds", "2", "--method", "fedotp", "--method.n_ctx", "2").code == 0
+    (source,) = runs(Path("runs"))
+    words = ("run", "--fork", source.run_id, *TINY[-4:], "--rounds", "4")
+    code, out, err = fedray(*words, "--local.lr", "0.01")
+    assert (code, err) == (0, "")
+    assert "\nr 3/4 · " in out
+    assert "\nr 2/4 · " not in out
+    (fork,) = [folder for folder in runs(Path("runs")) if folder.run_id != source.run_id]
+    assert fork.status["forked_from"] == fork.config["forked_from"] == f"single/{source.run_id}@2"
+    assert fork.config["local"]["lr"] == 0.01
+    assert fork.config["method"] == source.config["method"]
+    assert {row.round for row in fork.rows()} == {1, 2, 3, 4}
+    assert fedray("resume", fork.run_id, *TINY[-4:]).code == 0
+    shown = fedray(*words, "--local.lr", "0.02", "--print-config").out
+    assert f'forked_from: "single/{source.run_id}@2"  # --fork' in shown
+    assert "lr: 0.02  # --local.lr" in shown
+    assert f"n_ctx: 2  # run {source.run_id}" in shown
+
+
+def test_a_fork_that_can_not_be_is_one_line(fedray: Fedray) -> None:
+    assert fedray("run", *TINY, "--rounds", "3").code == 0
+    (source,) = runs(Path("runs"))
+    name, fork = source.run_id, ("run", "--fork", source.run_id, *TINY[-4:])
+    mistakes = {
+        (
+            *fork,
+            "--rounds",
+            "3",
+            "--seed",
+            "1",
+        ): f"run {name} is forked after round 3, and rounds 3 leaves nothing to do; raise rounds",
+        (*fork, "--rounds", "4", "--method.n_ctx", "3"): f"run {name} can't be forked: the shape of prompts.tokens is "
+        "(1, 1, 16, 32) there and (1, 1, 3, 32) here; keep the method, clip, data and server that decide shapes",
+        (*fork, "--rounds", "4", "--fork-round", "1"): f"run {name} has no checkpoint after round 1; take one of 2, 3",
+        (*fork, "--rounds", "4", "--seed", "1", "2"): "seed takes one value, got 2; fork once for each",
+        (
+            *fork,
+            "--rounds",
+            "4",
+            "--config",
+            "x",
+        ): "--fork starts from that run's own configuration; leave --config and --protocol out",
+        ("run", "--fork-round", "2"): "--fork-round 2 needs the run to fork; add --fork RUN",
+        ("run", "--fork", "gone"): "no run gone below runs; see the runs there are with: fedray ls runs --runs runs",
+        ("run", *TINY, "--forked_from", "x"): "forked_from must be study/run@round, got 'x'; use fedray run --fork RUN",
+    }
+    for words, text in mistakes.items():
+        code, _, err = fedray(*words)
+        assert (code, err) == (2, f"error: {text}\n")
 
 
 def test_unexpected_errors_keep_their_traceback(fedray: Fedray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,10 +379,31 @@ def test_environment_gives_paths_only(fedray: Fedray, monkeypatch: pytest.Monkey
 
 def test_help_lists_fields_and_methods(fedray: Fedray) -> None:
     out = fedray("run", "--help").out
-    assert re.search(r"--partition\.alpha +0\.1 +float > 0", out)
-    assert re.search(r"--clip\.precision +fp32 +fp32 \| bf16", out)
+    assert re.search(r"--partition +dirichlet +a kind, below +who holds which image\n", out)
+    assert re.search(r"--clip\.precision +fp32 +fp32 \| bf16\n", out)
     assert re.search(r"--split\.shots +8 +int \| none >= 1 +training images per class", out)
     assert re.search(r"^fedotp +FedOTP: ", out, flags=re.MULTILINE)
+    assert re.search(r"^quantity +law dirichlet \(dirichlet \| power\) · alpha 0\.5 ", out, flags=re.MULTILINE)
+    assert re.search(
+        r"^any +clients 10 \(int >= 1\) · min_size 1 \(int >= 0; not iid, shards\)\n", out, flags=re.MULTILINE
+    )
+    assert max(map(len, handbook().splitlines())) <= WIDTH == 100
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_help_lists_the_fields_of_every_kind(path: str, fedray: Fedray) -> None:
+    """Each field once: under its kind, or where most kinds have it."""
+    out = fedray("run", "--help").out
+    _, *rows = re.split(r"\n(?=\S)", out[out.index(f"--{path}.NAME: default (rule)\n") :].partition("\n\n")[0])
+    shown = {
+        row.split()[0]: {field.split()[0] for text in row.split(maxsplit=1)[1:] for field in text.split("·")}
+        for row in rows
+    }
+    common = shown.pop("any")
+    held = {kind.kind: {field.name for field in fields(kind)} - {"kind"} for kind in KINDS[path][0]}
+    assert set(shown) == set(held)
+    for kind, names in held.items():
+        assert shown[kind] == names - common, kind
 
 
 # ---- running ----
@@ -371,16 +527,36 @@ def test_ls_of_nothing_says_what_to_do(fedray: Fedray) -> None:
     assert fedray("ls").out == "nothing below runs yet; make some with: fedray demo --runs runs\n"
 
 
+def test_ls_methods_says_how_true_to_its_paper_each_is(fedray: Fedray) -> None:
+    header, *rows = fedray("ls", "methods").out.splitlines()
+    assert header.split(maxsplit=2) == ["method", "fidelity", "what it is"]
+    assert [row.split()[1] for row in rows if row.split()[0] in ("otdpp", "promptfl")] == ["paper-only", "verified"]
+    told = [json.loads(line) for line in fedray("ls", "methods", "--json").out.splitlines()]
+    assert {row["method"]: row["fidelity"] for row in told} == {
+        name: recipe.card(file).fidelity for name, file in recipe.known().items()
+    }
+    assert all(row["fidelity"] for row in told)
+
+
 def test_ls_studies(fedray: Fedray, tmp_path: Path) -> None:
     RunFolder.create(tmp_path / "runs", "s", "a", {"rounds": 1}).fail("out of [bold]luck[/bold]")
     assert fedray("ls", "studies").out.splitlines()[1].split() == ["s", "1", "0", "1"]
     assert "out of [bold]luck[/bold]" in fedray("ls").out
 
 
-def test_doctor(fedray: Fedray, tmp_path: Path) -> None:
+def test_doctor(fedray: Fedray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("a data set was loaded")
+
+    monkeypatch.setattr("fedray.data.sources.handwriting", read)  # and with it all that comes along
+    monkeypatch.setenv("FEDRAY_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "oxford_pets" / "images").mkdir(parents=True)
     code, out, err = fedray("doctor")
     assert (code, err) == (0, "")
     assert re.search(r"^ok +backbone +embedded, digest [0-9a-f]{12}$", out, flags=re.MULTILINE)
+    assert re.search(r"^ok +data digits +comes along$", out, flags=re.MULTILINE)
+    assert re.search(rf"^ok +data pets +{tmp_path}/data/oxford_pets$", out, flags=re.MULTILINE)
+    assert re.search(r"^note +data dtd +fedray data get dtd \(625 MB\)$", out, flags=re.MULTILINE)
     (tmp_path / "file").touch()
     code, _, err = fedray("doctor", "--runs", "file")
     assert code == 4

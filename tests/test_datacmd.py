@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,10 +25,11 @@ import pytest
 from PIL import Image
 
 from fedray.cli import main
+from fedray.data import sources
 from fedray.data.download import Part
-from fedray.data.origins import ORIGINS, Origin
-from fedray.datacmd import amount
-from fedray.errors import BadInput
+from fedray.data.origins import ALIAS, ORIGINS, Origin
+from fedray.datacmd import amount, where
+from fedray.errors import BadInput, Unavailable
 
 HEAVY = ("torch", "ray", "mlflow", "ot", "open_clip", "pandas", "sklearn", "scipy", "matplotlib", "optuna", "pyarrow")
 KINDS = (
@@ -216,6 +218,40 @@ def test_sets_that_come_along(fedray: Fedray) -> None:
     assert fedray("get", "digits") == Said(0, "digits · comes along with fedray, there is nothing to get\n", "")
 
 
+UNITS = {"MB": 1e6, "GB": 1e9}
+ALONG = ("digits", "colourdigits", "multidigits")
+
+
+@pytest.mark.parametrize("name", sorted({*sources.names()} - {*ALONG, "folder"}))
+def test_a_set_that_is_missing_says_how_to_get_it(
+    name: str, fedray: Fedray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command where there is one, the size, the folder; and the command does try to get it."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise Unavailable("no network here")
+
+    monkeypatch.setattr("fedray.data.fetch.download", refuse)
+    with pytest.raises(Unavailable) as error:
+        sources.find(name)(root=tmp_path / "empty")
+    said = str(error.value)
+    code, _, err = fedray("get", name)
+    assert code == 4
+    files = ALIAS.get(name, name)
+    command = re.search(r"fedray data get (\w+)", said)
+    assert (command is not None and command[1] in (name, files)) == (err == "error: no network here\n"), (said, err)
+    assert (command is None) == ("by hand" in said)
+    number, unit = re.findall(r"([\d.]+) (MB|GB)", said)[-1]
+    assert float(number) * UNITS[unit] == pytest.approx(ORIGINS[files].download, rel=0.06)
+    assert str(tmp_path / "empty") in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", ALONG)
+def test_what_comes_along_needs_no_folder(name: str, tmp_path: Path) -> None:
+    assert len(sources.find(name)(root=tmp_path / "empty").train) > 0
+    assert where(name) == (True, "comes along")
+
+
 # ---- ls ----
 
 
@@ -226,8 +262,8 @@ def test_ls_says_where_sets_are_or_how_to_get_them(fedray: Fedray, tmp_path: Pat
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line for line in out.splitlines()}
     assert "data/oxford_pets" in rows["pets"]
-    assert "fedray data get dtd (625.2 MB)" in rows["dtd"]
-    assert "by hand (190.0 MB)" in rows["pacs"]
+    assert "fedray data get dtd (625 MB)" in rows["dtd"]
+    assert "by hand (some 190 MB)" in rows["pacs"]
     assert "comes along" in rows["digits"]
     assert out.splitlines()[-1] == "by hand · where from, and where to put it, says: fedray data get NAME"
 
@@ -238,7 +274,7 @@ def test_ls_as_json(fedray: Fedray, tmp_path: Path) -> None:
     assert (row["event"], row["data"], row["classes"], row["images"]) == ("data", "dtd", 47, 5640)
     assert (row["here"], row["where"]) == (True, "mine")
     (row,) = [json.loads(line) for line in fedray("ls", "dtd", "--json").out.splitlines()]
-    assert (row["here"], row["where"]) == (False, "fedray data get dtd (625.2 MB)")
+    assert (row["here"], row["where"]) == (False, "fedray data get dtd (625 MB)")
 
 
 # ---- cache ----
@@ -290,6 +326,11 @@ def test_what_is_in_use_stays(fedray: Fedray, tmp_path: Path) -> None:
     assert code == 0
     assert err == "warning: 2.0 kB stay: what is in use now or within the last hour isn't removed\n"
     assert path.exists()
+    stored(tmp_path / "cache", "thesis.tex", 1_000, 9e6)
+    assert fedray("cache", "--max", "0").err == (
+        "warning: 3.0 kB stay: what is in use now or within the last hour isn't removed, nor are 1.0 kB that fedray "
+        "didn't put there\n"
+    )
 
 
 def test_cache_as_json(fedray: Fedray, tmp_path: Path) -> None:

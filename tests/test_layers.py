@@ -56,6 +56,7 @@ COMMAND_LINE = {
     "listing",
     "news",
     "outcome",
+    "probecmd",
     "study",
     "where",
     "ui",

@@ -6,6 +6,10 @@
 `shrink` removes what was used longest ago. Never what a running experiment uses: neither a file whose `.used` is locked
 by any process, nor one used within the last hour (readers renew that time every few minutes), which covers machines
 that do not see each other's locks. Where locks do not work at all, it is a week.
+
+Whatever else lies in the cache's folder is counted too, since it fills the same disk, but stays: it is not ours to
+remove. Data sets, which lie there unless $FEDRAY_DATA says otherwise, were downloaded and not computed: they are no
+part of the cache.
 """
 
 from __future__ import annotations
@@ -16,14 +20,16 @@ import logging
 import os
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, NamedTuple
 
-ROOMS = {"features": ".arrow", "backbones": ".safetensors"}
-"""Folders of the cache, and the ending of their files. Everything else in them belongs to one of these files."""
+ROOMS = {"features": (".arrow",), "backbones": (".safetensors",), "checks": (".json", ".parquet")}
+"""Folders of the cache, and the endings of their files. Everything else in them belongs to one of these files."""
+OTHER = "other"
+"""The kind of what is in none of them."""
 
 RECENT = 3600.0
 """Seconds after its last use in which a file stays, locked or not."""
@@ -48,11 +54,17 @@ def default_cache() -> Path:
     return Path(os.environ.get("FEDRAY_CACHE") or Path.home() / ".cache" / "fedray")
 
 
+def data_sets() -> Path:
+    """Where data sets lie: ``$FEDRAY_DATA``, or ``~/.cache/fedray/data``."""
+    said = os.environ.get("FEDRAY_DATA")
+    return Path(said) if said else Path.home() / ".cache" / "fedray" / "data"
+
+
 class Entry(NamedTuple):
-    """A file of the cache with what belongs to it."""
+    """A file of the cache with what belongs to it, or something else in its folder."""
 
     path: Path
-    kind: str  # features or backbones
+    kind: str  # features, backbones, checks or other
     size: int  # bytes, with drafts and sidecars
     used: float  # seconds since 1970
     held: bool  # some process uses it now
@@ -168,28 +180,57 @@ def _sweep(path: Path, age: float) -> None:
 
 
 def usage(root: Path) -> list[Entry]:
-    """What the cache holds, used longest ago first; also what killed writers left."""
-    found = []
-    for kind, ending in ROOMS.items():
+    """What the cache holds, used longest ago first; also what killed writers left, and what is not ours."""
+    found = _others(root)
+    for kind, endings in ROOMS.items():
         parts: dict[str, list[Path]] = defaultdict(list)
         for file in (root / kind).iterdir() if (root / kind).is_dir() else ():
             parts[file.name.partition(".")[0]].append(file)
-        found += [
-            _entry((root / kind / stem).with_suffix(ending), kind, files) for stem, files in parts.items() if stem
-        ]
+        for stem, files in parts.items():
+            goal = next((file for file in files if file.suffix in endings), root / kind / f"{stem}{endings[0]}")
+            found += [_entry(goal, kind, files)] if stem else []
     return sorted((entry for entry in found if entry.size), key=lambda entry: (entry.used, entry.path))
 
 
+def _others(root: Path) -> list[Entry]:
+    """What lies beside the rooms, a whole folder as one; data sets left out."""
+    sets = {(root / "data").resolve(), data_sets().resolve()}
+    if root.resolve() in sets or not root.is_dir():  # beside the rooms, there are data sets alone
+        return []
+    found = []
+    for path in root.iterdir():
+        if path.name not in ROOMS and path.resolve() not in sets:
+            size, latest = _weighed(_files(path, sets))
+            found.append(Entry(path, OTHER, size, latest, False))
+    return found
+
+
+def _files(path: Path, sets: set[Path]) -> Iterator[Path]:
+    """A file, or all below a folder except in data sets; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        yield path
+        return
+    for folder, inner, names in os.walk(path):
+        inner[:] = [name for name in inner if Path(folder, name).resolve() not in sets]
+        yield from (Path(folder, name) for name in names)
+
+
+def _weighed(files: Iterable[Path]) -> tuple[int, float]:
+    """Bytes in all, and when the latest was written to."""
+    size, latest = 0, 0.0
+    for path in files:
+        with suppress(OSError):
+            stat = path.lstat()
+            size, latest = size + stat.st_size, max(latest, stat.st_mtime)
+    return size, latest
+
+
 def _entry(path: Path, kind: str, parts: Sequence[Path]) -> Entry:
-    size, times, note = 0, [0.0], path.with_suffix(".used")
-    for part in parts:
-        with suppress(FileNotFoundError):
-            stat = part.lstat()
-            size += stat.st_size
-            times.append(stat.st_mtime)
+    size, latest = _weighed(parts)
+    note = path.with_suffix(".used")
     with suppress(OSError):
-        return Entry(path, kind, size, max(times), note.exists() and not _removable(note))
-    return Entry(path, kind, size, max(times), True)  # a note that can't be opened for writing is another user's
+        return Entry(path, kind, size, latest, note.exists() and not _removable(note))
+    return Entry(path, kind, size, latest, True)  # a note that can't be opened for writing is another user's
 
 
 def _removable(note: Path, then: Callable[[], None] = lambda: None) -> bool:
@@ -211,10 +252,10 @@ def _removable(note: Path, then: Callable[[], None] = lambda: None) -> bool:
 def shrink(root: Path, limit: int, *, recent: float = RECENT) -> list[Entry]:
     """Remove what was used longest ago until the cache has at most `limit` bytes; returns what went, and logs it.
 
-    What is in use stays, even if the limit is not met.
+    What is in use stays, and so does what is not ours, even if the limit is not met.
 
     Args:
-        root: the cache, with its folders for features and backbones.
+        root: the cache, with a folder for each of `ROOMS`.
         limit: bytes to keep.
         recent: seconds in which a use counts as still going on.
     """
@@ -223,7 +264,7 @@ def shrink(root: Path, limit: int, *, recent: float = RECENT) -> list[Entry]:
     for entry in entries:
         if total <= limit:
             break
-        if entry.held or time.time() - entry.used < recent:
+        if entry.kind == OTHER or entry.held or time.time() - entry.used < recent:
             continue
         note = entry.path.with_suffix(".used")
 

@@ -43,7 +43,7 @@ def cifar10(root: Path | None = None) -> Source:
     cifar-10-batches-bin/ or cifar-10-batches-py/. Raises Unavailable when files are missing or damaged.
     """
     marks = ["cifar-10-batches-bin", "cifar-10-batches-py"]
-    base = located("cifar10", root, marks, ["cifar10", "cifar-10"], "fedray data get cifar10 (170 MB)")
+    base = located("cifar10", root, marks, ["cifar10", "cifar-10"])
     train = [f"data_batch_{i}" for i in range(1, 6)]
     if (base / marks[0]).exists():
         parts = [_binary([base / marks[0] / f"{n}.bin" for n in names], 1, 10) for names in (train, ["test_batch"])]
@@ -58,7 +58,7 @@ def cifar100(root: Path | None = None) -> Source:
     cifar-100-binary/ or cifar-100-python/. Raises Unavailable when files are missing or damaged.
     """
     marks = ["cifar-100-binary", "cifar-100-python"]
-    base = located("cifar100", root, marks, ["cifar100", "cifar-100"], "fedray data get cifar100 (169 MB)")
+    base = located("cifar100", root, marks, ["cifar100", "cifar-100"])
     if (base / marks[0]).exists():
         parts = [_binary([base / marks[0] / f"{part}.bin"], 2, 100) for part in ("train", "test")]
     else:

@@ -36,8 +36,7 @@ def caltech101(root: Path | None = None) -> Source:
 
     101_ObjectCategories/<class>/ and split_zhou_Caltech101.json.
     """
-    get = "fedray data get caltech101 (137 MB)"
-    base = located("caltech101", root, ["101_ObjectCategories"], ["caltech-101", "caltech101"], get)
+    base = located("caltech101", root, ["101_ObjectCategories"], ["caltech-101", "caltech101"])
     images = base / "101_ObjectCategories"
     found = parts(
         "caltech101",
@@ -56,7 +55,7 @@ def dtd(root: Path | None = None) -> Source:
     images/<class>/, labels/ and split_zhou_DescribableTextures.json; without the last, the ten published partitions
     are not used, as in CoOp.
     """
-    base = located("dtd", root, ["images"], ["dtd", "dtd/dtd"], "fedray data get dtd (625 MB)")
+    base = located("dtd", root, ["images"], ["dtd", "dtd/dtd"])
     images = base / "images"
     found = parts("dtd", root, base, "DescribableTextures", images, lambda: listed(images))
     return source("dtd", 47, "{} texture.", found)
@@ -67,7 +66,7 @@ def eurosat(root: Path | None = None) -> Source:
 
     2750/<class>/ and split_zhou_EuroSAT.json.
     """
-    base = located("eurosat", root, ["2750"], ["eurosat"], "fedray data get eurosat (94 MB)")
+    base = located("eurosat", root, ["2750"], ["eurosat"])
     images = base / "2750"
     found = parts("eurosat", root, base, "EuroSAT", images, lambda: listed(images))
     return source("eurosat", 10, "a centered satellite photo of {}.", found, EUROSAT)
@@ -79,7 +78,7 @@ def food101(root: Path | None = None) -> Source:
     images/<class>/, meta/ and split_zhou_Food101.json; without the last, the published training set with its wrong
     labels is not told apart, as in CoOp.
     """
-    base = located("food101", root, ["images"], ["food-101", "food101"], "fedray data get food101 (5.0 GB)")
+    base = located("food101", root, ["images"], ["food-101", "food101"])
     images = base / "images"
     found = parts("food101", root, base, "Food101", images, lambda: listed(images))
     return source("food101", 101, "a photo of {}, a type of food.", found)
@@ -91,7 +90,7 @@ def fgvc_aircraft(root: Path | None = None) -> Source:
     variants.txt, images_variant_train.txt, images_variant_test.txt and images/.
     """
     beside = ["fgvc_aircraft", "fgvc-aircraft-2013b/data", "data"]
-    base = located("fgvc_aircraft", root, ["variants.txt"], beside, "fedray data get fgvc_aircraft (2.8 GB)")
+    base = located("fgvc_aircraft", root, ["variants.txt"], beside)
     names = lines(base / "variants.txt")
     train, test = (
         told([_image(*line.split(" ", 1)) for line in lines(path)], names, base / "images", path)
@@ -106,8 +105,7 @@ def flowers102(root: Path | None = None) -> Source:
 
     jpg/, imagelabels.mat and split_zhou_OxfordFlowers.json.
     """
-    get = "fedray data get flowers102 (345 MB)"
-    base = located("flowers102", root, ["jpg"], ["oxford_flowers", "flowers-102", "flowers102"], get)
+    base = located("flowers102", root, ["jpg"], ["oxford_flowers", "flowers-102", "flowers102"])
 
     def own() -> Parts:
         y = _mat(base / "imagelabels.mat", "labels").astype(np.int64) - 1
@@ -125,7 +123,7 @@ def pets(root: Path | None = None) -> Source:
 
     images/, annotations/trainval.txt, annotations/test.txt and split_zhou_OxfordPets.json.
     """
-    base = located("pets", root, ["images"], ["oxford_pets", "oxford-iiit-pet"], "fedray data get pets (811 MB)")
+    base = located("pets", root, ["images"], ["oxford_pets", "oxford-iiit-pet"])
     images = base / "images"
 
     def own() -> Parts:
@@ -148,8 +146,7 @@ def cars(root: Path | None = None) -> Source:
 
     cars_train/, cars_test/, devkit/, cars_test_annos_withlabels.mat and split_zhou_StanfordCars.json.
     """
-    get = "by hand (2.0 GB): its own host is gone; as CoOp's DATASETS.md lays it out"
-    base = located("cars", root, ["cars_train"], ["stanford_cars"], get)
+    base = located("cars", root, ["cars_train"], ["stanford_cars"])
 
     def own() -> Parts:
         models = [str(model).rpartition(" ") for model in _mat(base / "devkit" / "cars_meta.mat", "class_names")]
@@ -167,7 +164,7 @@ def sun397(root: Path | None = None) -> Source:
     SUN397/<letter>/<scene>/, split_zhou_SUN397.json or ClassName.txt, Training_01.txt, Testing_01.txt (19,850 each);
     with none of these lists all 108,754 images are split.
     """
-    base = located("sun397", root, ["SUN397"], ["sun397"], "fedray data get sun397 (39 GB)")
+    base = located("sun397", root, ["SUN397"], ["sun397"])
     images = base / "SUN397"
 
     def own() -> Parts:
@@ -195,8 +192,7 @@ def ucf101(root: Path | None = None) -> Source:
 
     UCF-101-midframes/<Action>/, split_zhou_UCF101.json or ucfTrainTestlist/.
     """
-    get = "UCF-101-midframes.zip by hand (0.6 GB) as CoOp's DATASETS.md says"
-    base = located("ucf101", root, ["UCF-101-midframes"], ["ucf101"], get)
+    base = located("ucf101", root, ["UCF-101-midframes"], ["ucf101"])
     images, lists = base / "UCF-101-midframes", base / "ucfTrainTestlist"
 
     def own() -> Parts:

@@ -204,6 +204,7 @@ def _recalled(note: Path) -> dict[int, str] | None:
     try:
         kept = json.loads(note.read_bytes())
         if hashlib.sha256(json.dumps(kept["bad"]).encode()).hexdigest() == kept["sha256"]:
+            os.utime(note)  # a cache removes what was used longest ago
             return {int(i): str(why) for i, why in kept["bad"]}
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not there, or damaged: look again

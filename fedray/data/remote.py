@@ -44,9 +44,8 @@ def optimal31(root: Path | None = None) -> Source:
 
     Raises Unavailable when class folders are missing or empty.
     """
-    get = "by hand, some 25 MB, OPTIMAL-31, from its authors at the Chinese Academy of Sciences"
     inside = ("Images", "OPTIMAL-31/Images", "OPTIMAL-31")
-    folder = located("optimal31", root, ("airplane", "Airplane"), inside, get)
+    folder = located("optimal31", root, ("airplane", "Airplane"), inside)
     return _scenes("optimal31", folder, OPTIMAL, 0.5)
 
 
@@ -55,9 +54,8 @@ def uc_merced(root: Path | None = None) -> Source:
 
     Raises Unavailable when class folders are missing or empty.
     """
-    get = "fedray data get uc_merced (332 MB)"
     inside = ("Images", "UCMerced_LandUse/Images")
-    folder = located("uc_merced", root, ("agricultural", "Agricultural"), inside, get)
+    folder = located("uc_merced", root, ("agricultural", "Agricultural"), inside)
     return _scenes("uc_merced", folder, MERCED, 0.5)
 
 
@@ -66,9 +64,8 @@ def resisc45(root: Path | None = None) -> Source:
 
     Raises Unavailable when class folders are missing or empty.
     """
-    get = "fedray data get resisc45 (some 400 MB)"
     inside = ("NWPU-RESISC45", "images", "Images")
-    folder = located("resisc45", root, ("airplane", "Airplane"), inside, get)
+    folder = located("resisc45", root, ("airplane", "Airplane"), inside)
     return _scenes("resisc45", folder, RESISC, 0.2)
 
 

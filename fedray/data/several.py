@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedray.data.disk import below, comma_separated, lines, parsed
 from fedray.data.sources import Source, Table
 from fedray.data.splits import stratified
-from fedray.data.trees import located
+from fedray.data.trees import located, remedy
 from fedray.errors import Unavailable
 
 TEMPLATES = ("a photo of a {}.",)
@@ -53,7 +53,6 @@ MLRS = (
 """As the files spell them; the name that prompts use is "harbor"."""
 MOST = 13
 """Labels that an image of MLRSNet has, by its authors."""
-NUS_PAGE = "by hand, some 7 GB, image lists, ground truth and photographs of NUS-WIDE, from its authors at the NUS"
 
 Hot: TypeAlias = NDArray[np.int8]
 
@@ -80,7 +79,7 @@ def _voc(name: str, root: Path | None, difficult: int) -> Source:
     for part, pack in (("trainval", "VOCtrainval2007"), ("test", "VOCtest2007")):
         inside = ("VOCdevkit/VOC2007", "VOC2007", f"{pack}/VOCdevkit/VOC2007", f"VOC2007/{pack}/VOCdevkit/VOC2007")
         marks = (f"ImageSets/Main/aeroplane_{part}.txt",)
-        folder = located("voc2007", root, marks, inside, "fedray data get voc2007 (0.9 GB)")
+        folder = located("voc2007", root, marks, inside)
         tables.append(_marked(folder, part, {"1": 1, "-1": 0, "0": difficult}))
     train, test = tables
     return Source(name, VOC, TEMPLATES, train, test, note="the published lists, trainval and test")
@@ -119,7 +118,7 @@ def _coco(root: Path | None, part: str) -> tuple[tuple[str, ...], Table]:
     """Category names and labelled images of a part; its folder of images may lie in a folder images."""
     told = f"annotations/instances_{part}.json"
     found = [
-        located("coco2014", root, (mark,), inside, "fedray data get coco2014 (20 GB)")
+        located("coco2014", root, (mark,), inside)
         for mark, inside in ((told, ("coco", "COCO")), (part, ("images", "coco", "COCO", "coco/images")))
     ]
     return parsed(found[0] / told, lambda raw: _instances(json.loads(raw), found[1] / part), "COCO's instances")
@@ -146,8 +145,8 @@ def nuswide(root: Path | None = None) -> Source:
     left out; the note counts them. Raises Unavailable when lists are missing or damaged, or no photograph is there.
     """
     inside = ("raw", "NUSWIDE/raw", "NUS-WIDE")
-    folder = located("nuswide", root, ("ImageList/TrainImagelist.txt",), inside, NUS_PAGE)
-    truth = located("nuswide", folder, ("TrainTestLabels",), ("Groundtruth", "GroundTruth"), NUS_PAGE)
+    folder = located("nuswide", root, ("ImageList/TrainImagelist.txt",), inside)
+    truth = located("nuswide", folder, ("TrainTestLabels",), ("Groundtruth", "GroundTruth"))
     tables, notes = [], []
     for part in ("Train", "Test"):
         told = folder / "ImageList" / f"{part}Imagelist.txt"
@@ -156,7 +155,9 @@ def nuswide(root: Path | None = None) -> Source:
         images = [_flickr(folder, name, told) for name in names]
         gone = sum(image is None for image in images)
         if gone == len(names):
-            raise Unavailable(f"nuswide: no photograph of {told} in Flickr or images beside it; get them: {NUS_PAGE}")
+            raise Unavailable(
+                f"nuswide: no photograph of {told} in Flickr or images beside it; get them: {remedy('nuswide')}"
+            )
         kept = [i for i, image in enumerate(images) if image and labels[i].any()]
         tables.append(Table(tuple(image for i in kept if (image := images[i])), labels[kept]))
         blank = len(names) - gone - len(kept)
@@ -191,8 +192,7 @@ def multiscene(root: Path | None = None) -> Source:
     Reads Tra.csv and Test.csv, an image and 36 columns of 0 or 1 in the order of the authors' code; class names are
     theirs, in words and without their slips. Raises Unavailable when files are missing or damaged.
     """
-    get = "by hand, some 1 GB, MultiScene-Clean of github.com/Hua-YS/Multi-Scene-Recognition"
-    folder = located("multiscene", root, ("Tra.csv",), ("MultiScene-Clean",), get)
+    folder = located("multiscene", root, ("Tra.csv",), ("MultiScene-Clean",))
     tables = []
     for part in ("Tra", "Test"):
         told = folder / f"{part}.csv"
@@ -225,12 +225,13 @@ def mlrsnet(root: Path | None = None) -> Source:
     tables some 3,470 rows (of intersection and parkway, most) have 14 to 40 labels by a slip; the note counts them.
     Raises Unavailable when files are missing or damaged.
     """
-    get = "by hand, some 1.3 GB, github.com/cugbrs/MLRSNet or data.mendeley.com/datasets/7j9bv9vwsx"
-    folder = located("mlrsnet", root, ("Labels", "labels"), ("MLRSNet",), get)
+    folder = located("mlrsnet", root, ("Labels", "labels"), ("MLRSNet",))
     photos = folder / ("Images" if (folder / "Images").exists() else "images")
     tables = sorted((folder / ("Labels" if (folder / "Labels").exists() else "labels")).glob("*.csv"))
     if not tables:
-        raise Unavailable(f"mlrsnet: no CSV files in the folder of labels in {folder}; get it again: {get}")
+        raise Unavailable(
+            f"mlrsnet: no CSV files in the folder of labels in {folder}; get it again: {remedy('mlrsnet')}"
+        )
     images: list[Path] = []
     labels: list[Hot] = []
     scenes: list[int] = []

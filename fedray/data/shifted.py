@@ -140,19 +140,30 @@ def terraincognita(root: Path | None = None) -> Source:
 def held_out(source: Source, domain: str) -> tuple[Source, Table]:
     """The set without one of its domains, and all images of that domain, training and test, to examine models on.
 
-    Domains keep their numbers and names. Raises BadInput if the source has no domain of this name.
+    Domains keep their numbers and names; a name is also known by its letters and digits alone (real_world).
+    Raises BadInput if the source has no domain of this name, or no image inside or outside of it.
     """
-    if domain not in source.domains:
+    keys = [key(name) for name in source.domains]
+    if domain in source.domains:
+        number = source.domains.index(domain)
+    elif key(domain) and keys.count(key(domain)) == 1:
+        number = keys.index(key(domain))
+    else:
         none = ": no image of it has one; take another data set"
         known = f". {did_you_mean(domain, source.domains)}" if source.domains else none
         raise BadInput(f"{source.name} has no domain {domain!r}{known}")
-    number = source.domains.index(domain)
 
     def rows(table: Table, inside: bool) -> Table:
         return table.take(np.flatnonzero((np.asarray(table.domains) == number) == inside))
 
     exam = _joined([rows(table, True) for table in (source.train, source.test)])
-    return replace(source, train=rows(source.train, False), test=rows(source.test, False)), exam
+    rest = replace(source, train=rows(source.train, False), test=rows(source.test, False))
+    for what, table in (("training images outside of", rest.train), ("test images outside of", rest.test)):
+        if not len(table):
+            raise BadInput(f"{source.name} has no {what} domain {source.domains[number]!r}; leave out another one")
+    if not len(exam):
+        raise BadInput(f"{source.name} has no images of domain {source.domains[number]!r}; leave out another one")
+    return rest, exam
 
 
 def _plain(*names: str) -> tuple[tuple[str, ...], ...]:
@@ -245,4 +256,6 @@ def _joined(tables: Sequence[Table]) -> Table:
     arrays = [table.images for table in tables if not isinstance(table.images, tuple)]
     images = np.concatenate(arrays) if arrays else tuple(path for images in files for path in images)
     domains = np.concatenate([np.asarray(table.domains, np.int64) for table in tables])
-    return Table(images, np.concatenate([table.labels for table in tables]), domains)
+    known = [table.hashes for table in tables if table.hashes is not None]
+    hashes = np.concatenate(known) if len(known) == len(tables) else None
+    return Table(images, np.concatenate([table.labels for table in tables]), domains, hashes)

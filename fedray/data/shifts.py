@@ -1,4 +1,4 @@
-"""Domain shifts: each is a public function here, Table -> Table, found by its name. Labels stay as they are.
+"""Domain shifts: each is a public function here, Table -> Table, found by its name. Labels and domains stay.
 
 An image is changed on its own and the chance in it is seeded by its pixels, so that a shifted image is the same in any
 table, in any order, on any machine. To add one, write a function `name(table: Table) -> Table`.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ Pixels = NDArray[np.uint8]
 
 def inverted(table: Table) -> Table:
     """The negative: bright becomes dark."""
-    return Table(255 - _pixels(table, "inverted"), table.labels)
+    return replace(table, images=255 - _pixels(table, "inverted"))
 
 
 def rotated(table: Table) -> Table:
@@ -45,7 +46,7 @@ def coarse(table: Table) -> Table:
     out = np.empty(images.shape, np.uint8)
     for start in range(0, len(images), BLOCK):
         out[start : start + BLOCK] = _rounded(_blur(images[start : start + BLOCK]))
-    return Table(out, table.labels)
+    return replace(table, images=out)
 
 
 def names() -> list[str]:
@@ -84,7 +85,7 @@ def _each(table: Table, shift: str, change: Callable[[Pixels, np.random.Generato
     for old, new in zip(images, out, strict=True):
         rng = np.random.default_rng([zlib.crc32(shift.encode()), zlib.crc32(old.tobytes())])
         new[:] = _rounded(change(old, rng))
-    return Table(out, table.labels)
+    return replace(table, images=out)
 
 
 def _rounded(values: NDArray[np.float64]) -> Pixels:

@@ -12,7 +12,7 @@ import importlib
 import logging
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedray.data import contents
 from fedray.data.splits import stratified
 from fedray.errors import BadInput, Unavailable, did_you_mean
 
@@ -46,6 +47,7 @@ class Table:
     images: NDArray[np.uint8] | tuple[Path, ...]
     labels: NDArray[np.int64] | NDArray[np.int8]  # (n,) or multi-hot (n, C)
     domains: NDArray[np.int64] | None = None  # (n,), which of the source's domains each image is from
+    hashes: NDArray[np.uint8] | None = None  # (n, 32), SHA-256 of each file where `hashed` has looked
 
     def __post_init__(self) -> None:
         y = self.labels
@@ -65,6 +67,8 @@ class Table:
             raise BadInput(
                 f"domains of shape {d.shape}, {d.dtype}, are not one int64 from 0 for each of {len(y)} images"
             )
+        if self.hashes is not None and self.hashes.shape != (len(y), 32):
+            raise BadInput(f"hashes of shape {self.hashes.shape} are not 32 bytes for each of {len(y)} images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,23 +80,22 @@ class Table:
 
     def take(self, indices: NDArray[Any]) -> Table:
         """The rows at these positions, in this order."""
-        domains = None if self.domains is None else self.domains[indices]
-        if isinstance(self.images, tuple):
-            return Table(tuple(self.images[i] for i in indices), self.labels[indices], domains)
-        return Table(self.images[indices], self.labels[indices], domains)
+        images = tuple(self.images[i] for i in indices) if isinstance(self.images, tuple) else self.images[indices]
+        domains, hashes = (None if x is None else x[indices] for x in (self.domains, self.hashes))
+        return Table(images, self.labels[indices], domains, hashes)
+
+    def hashed(self, notes: Path | None = None, progress: contents.Progress | None = None) -> Table:
+        """The table with the SHA-256 of each of its files, as `contents.hashes` finds it; of an array as it is."""
+        if not isinstance(self.images, tuple):
+            return self
+        return replace(self, hashes=contents.hashes(self.images, notes, progress))
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the images alone: pixels and shape, or the bytes of the files; Unavailable if unreadable."""
         sha = hashlib.sha256()
         if isinstance(self.images, tuple):
-            for path in self.images:
-                try:
-                    sha.update(hashlib.sha256(path.read_bytes()).digest())
-                except OSError as error:
-                    raise Unavailable(
-                        f"{path}: {error.strerror}; put the image back or remove it from the set"
-                    ) from error
+            sha.update((contents.hashes(self.images) if self.hashes is None else self.hashes).tobytes())
         else:
             sha.update(repr(self.images.shape).encode())
             for start in range(0, len(self), 1024):

@@ -21,8 +21,12 @@ Mask: TypeAlias = Literal["unknown", "negative"]
 Indices: TypeAlias = NDArray[np.int64]
 
 
-def few_shot(labels: NDArray[Any], shots: int | None, rng: np.random.Generator) -> Indices:
+def few_shot(
+    labels: NDArray[Any], shots: int | None, rng: np.random.Generator, domains: NDArray[Any] | None = None
+) -> Indices:
     """`shots` random images of each class that occurs in labels (n,); None takes all.
+
+    With domains (n,) so many of each class that occurs in each domain.
 
     Of multi-hot labels (n, C) images are drawn in random order, passing over those that show no class still in need,
     until every class has at least `shots` positives: common classes get more, and it takes shots * C images at most.
@@ -34,25 +38,38 @@ def few_shot(labels: NDArray[Any], shots: int | None, rng: np.random.Generator) 
         return np.arange(len(y), dtype=np.int64)
     if shots < 1:
         raise BadInput(f"shots must be at least 1, got {shots}; leave it empty to take all images")
+    if domains is None:
+        return _drawn(y, shots, rng, "")
+    drawn = [np.arange(0)]
+    for domain in np.unique(domains):
+        mine = np.flatnonzero(domains == domain)
+        drawn.append(mine[_drawn(y[mine], shots, rng, f" of domain {domain}")])
+    return np.sort(np.concatenate(drawn))
+
+
+def _drawn(y: NDArray[Any], shots: int, rng: np.random.Generator, where: str) -> Indices:
+    """The draw of `few_shot` among images that are all of one domain, if of any."""
     if y.ndim == 2:
-        return _few_positives(y == 1, shots, rng)
+        return _few_positives(y == 1, shots, rng, where)
     chosen = []
     for c in np.unique(y):
         mine = np.flatnonzero(y == c)
         if len(mine) < shots:
-            raise BadInput(f"class {c} has {len(mine)} images, {shots} shots asked for; ask for {len(mine)} or fewer")
+            n = len(mine)
+            raise BadInput(f"class {c}{where} has {n} images, {shots} shots asked for; ask for {n} or fewer")
         chosen.append(rng.choice(mine, shots, replace=False))
     return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
 
 
-def _few_positives(shown: NDArray[np.bool_], shots: int, rng: np.random.Generator) -> Indices:
+def _few_positives(shown: NDArray[np.bool_], shots: int, rng: np.random.Generator, where: str) -> Indices:
     """The draw of `few_shot` for images that show several classes each (n, C)."""
     total = shown.sum(0)
-    if (total < shots).any():
-        c = int((total < shots).argmax())
+    asked = (total > 0) | (where == "")  # a domain need not show every class
+    if (short := asked & (total < shots)).any():
+        c = int(short.argmax())
         remedy = f"ask for {total[c]} or fewer" if total[c] else "take all images or leave the class out"
-        raise BadInput(f"class {c} has {total[c]} images, {shots} shots asked for; {remedy}")
-    need = np.full(shown.shape[1], shots)
+        raise BadInput(f"class {c}{where} has {total[c]} images, {shots} shots asked for; {remedy}")
+    need = np.where(asked, shots, 0)
     chosen = []
     for i in rng.permutation(len(shown)):
         if (need[shown[i]] > 0).any():

@@ -6,15 +6,16 @@ Images are sorted by path and classes by folder name, so that a tree gives the s
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedray.data.cache import data_sets
 from fedray.data.disk import folders_in, pictures
 from fedray.data.lists import FILES, OWN_SPLIT, TEMPLATES, listed
+from fedray.data.origins import ALIAS, ORIGINS, Origin
 from fedray.data.sources import Source, Table
 from fedray.data.splits import stratified
 from fedray.errors import BadInput, Unavailable
@@ -25,29 +26,49 @@ NO_IMAGES = Table((), np.zeros(0, np.int64))
 
 def home(name: str, root: Path | None) -> Path:
     """Where a data set is looked for: `root`, else $FEDRAY_DATA/<name>, else ~/.cache/fedray/data/<name>."""
-    return root or _top() / name
+    return root or data_sets() / name
 
 
-def _top() -> Path:
-    """Where all data sets lie."""
-    top = os.environ.get("FEDRAY_DATA")
-    return Path(top) if top else Path.home() / ".cache" / "fedray" / "data"
+def origin(name: str) -> Origin | None:
+    """Where the files of a data set come from; None for one that nobody publishes, as `folder`."""
+    return ORIGINS.get(ALIAS.get(name, name))
 
 
-def located(name: str, root: Path | None, marks: Sequence[str], folders: Sequence[str], get: str) -> Path:
+def way(name: str) -> str:
+    """How to get a data set, in a few words: ``fedray data get dtd (625 MB)``, ``by hand (some 190 MB)``."""
+    known = origin(name)
+    if known is None:
+        return "--data.root FOLDER"
+    some = "" if known.parts and all(part.size for part in known.parts) else "some "
+    about = f" ({some}{_size(known.download)})" if known.download else ""
+    return f"fedray data get {name}{about}" if known.parts else f"by hand{about}"
+
+
+def remedy(name: str) -> str:
+    """The same, and for a set that no program can get, where from and how it must lie."""
+    known = origin(name)
+    return way(name) + (f" from {known.page}, laid out as {known.layout}" if known and known.page else "")
+
+
+def _size(count: int) -> str:
+    """Bytes in two or three digits: 25 MB, 625 MB, 2.8 GB, 39 GB."""
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.{1 if count < 1e10 else 0}f} GB"
+
+
+def located(name: str, root: Path | None, marks: Sequence[str], folders: Sequence[str]) -> Path:
     """The folder that a data set lies in: the first that holds one of `marks`.
 
     Looked at are `home`, its subfolders of the names `folders`, and without a root those beside it: what other programs
-    call the set. Raises Unavailable if it is nowhere; the message says how to `get` it.
+    call the set. Raises Unavailable if it is nowhere; the message says how to get it.
     """
     base = home(name, root)
     places = [base, *(base / folder for folder in folders)]
     if root is None:
-        places += [_top() / folder for folder in folders]
+        places += [data_sets() / folder for folder in folders]
     for folder in places:
         if any((folder / mark).exists() for mark in marks):
             return folder
-    raise Unavailable(f"{name}: no {' or '.join(marks)} in {base}; get it: {get}")
+    raise Unavailable(f"{name}: no {' or '.join(marks)} in {base}; get it: {remedy(name)}")
 
 
 def listing(folders: Sequence[Path], pick: Callable[[Path], list[Path]] = pictures) -> Table:

@@ -28,8 +28,7 @@ def imagenet(root: Path | None = None) -> Source:
 
     images/train/<id>/ and images/val/<id>/, or train/ and val/. Raises Unavailable when files are missing.
     """
-    get = "by hand from image-net.org (155 GB), val sorted into class folders"
-    base = located("imagenet", root, ["images/train", "train"], ["imagenet"], get)
+    base = located("imagenet", root, ["images/train", "train"], ["imagenet"])
     images = base / "images" if (base / "images" / "train").is_dir() else base
     known = _names(base)
     train, test = (_folders("imagenet", images / part, list(known)) for part in ("train", "val"))
@@ -42,8 +41,7 @@ def imagenetv2(root: Path | None = None) -> Source:
     imagenetv2-matched-frequency-format-val/<0 .. 999>/. Raises Unavailable when files are missing.
     """
     images = "imagenetv2-matched-frequency-format-val"
-    get = "imagenetv2-matched-frequency.tar.gz by hand (1.3 GB) from the data set's page on Hugging Face"
-    base = located("imagenetv2", root, [images], ["imagenetv2"], get)
+    base = located("imagenetv2", root, [images], ["imagenetv2"])
     known = _names(base)
     test = _folders("imagenetv2", base / images, [str(c) for c in range(len(known))])  # not as text: 10 is after 9
     return _exam("imagenetv2", known, test)
@@ -55,8 +53,7 @@ def imagenet_sketch(root: Path | None = None) -> Source:
     images/<id>/ or sketch/<id>/. Raises Unavailable when files are missing.
     """
     marks = ["images/n01440764", "sketch/n01440764"]
-    get = "ImageNet-Sketch.zip by hand (7 GB) as its GitHub page says"
-    base = located("imagenet_sketch", root, marks, ["imagenet-sketch", "imagenet_sketch"], get)
+    base = located("imagenet_sketch", root, marks, ["imagenet-sketch", "imagenet_sketch"])
     images = base / "images" if (base / marks[0]).exists() else base / "sketch"
     known = _names(base)
     return _exam("imagenet_sketch", known, _folders("imagenet_sketch", images, list(known)))
@@ -67,10 +64,7 @@ def imagenet_a(root: Path | None = None) -> Source:
 
     imagenet-a/<id>/. Raises Unavailable when files are missing.
     """
-    get = "imagenet-a.tar by hand (0.7 GB) as the GitHub page of natural-adv-examples says"
-    return _subset(
-        "imagenet_a", "imagenet-a", located("imagenet_a", root, ["imagenet-a"], ["imagenet-adversarial"], get)
-    )
+    return _subset("imagenet_a", "imagenet-a", located("imagenet_a", root, ["imagenet-a"], ["imagenet-adversarial"]))
 
 
 def imagenet_r(root: Path | None = None) -> Source:
@@ -78,8 +72,7 @@ def imagenet_r(root: Path | None = None) -> Source:
 
     imagenet-r/<id>/. Raises Unavailable when files are missing.
     """
-    get = "imagenet-r.tar by hand (2.2 GB) as the GitHub page of imagenet-r says"
-    return _subset("imagenet_r", "imagenet-r", located("imagenet_r", root, ["imagenet-r"], ["imagenet-rendition"], get))
+    return _subset("imagenet_r", "imagenet-r", located("imagenet_r", root, ["imagenet-r"], ["imagenet-rendition"]))
 
 
 def templates() -> tuple[str, ...]:

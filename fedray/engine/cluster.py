@@ -20,6 +20,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # run folders hold the results
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a path means the same in a trial as in the shell
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it prints how to go on
 }
 LOCAL = {
@@ -62,7 +63,7 @@ def attached(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Ite
                 ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 _start(place, num_cpus, num_gpus)
-        except (ConnectionError, OSError, ValueError, RuntimeError, TimeoutError) as error:
+        except Exception as error:  # where a node comes up too slowly, Ray raises that and nothing more special
             ray.shutdown()
             first = " ".join(str(error).split())[:200]
             if address:

@@ -8,6 +8,10 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,17 +21,27 @@ from filelock import FileLock, Timeout
 
 from fedray.build import Built, build
 from fedray.data import partition
+from fedray.engine import samedata
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, as_dict
+from fedray.fed.attacks import attacked
 from fedray.fed.loop import Executor, Inline, rounds
-from fedray.track import files
+from fedray.fed.participation import Conduct, Fault
+from fedray.track import files, layout
+from fedray.track.checkpoint import Private
+from fedray.track.export import without_secrets
 from fedray.track.run import RunFolder
 from fedray.types import GLOBAL, Round
 
 LOCK_S = 10.0
 """Seconds to wait for a run's lock: a driver that has just been killed may take a moment to be gone."""
 
+
+LOG = "log.txt"
+"""What went wrong in a run, with tracebacks; nothing uploads it."""
+
+log = logging.getLogger("fedray")
 
 Rounds: TypeAlias = Generator[Round, None, None]
 """Closing it ends the run cleanly; iterating again later goes on."""
@@ -53,6 +67,25 @@ def claimed(folder: RunFolder) -> Iterator[None]:
     Raises:
         BadInput: another process is at work on it.
     """
+    with alone(folder):
+        try:
+            yield
+        except (GeneratorExit, KeyboardInterrupt):
+            folder.interrupt()
+            raise
+        except Exception as error:
+            noted(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+            folder.fail(error)
+            raise
+
+
+@contextmanager
+def alone(folder: RunFolder) -> Iterator[None]:
+    """Be the only process that writes into a run folder.
+
+    Raises:
+        BadInput: another process does.
+    """
     lock = FileLock(folder.path / ".lock", mode=0o600)
     try:
         lock.acquire(timeout=LOCK_S)
@@ -60,48 +93,103 @@ def claimed(folder: RunFolder) -> Iterator[None]:
         raise BadInput(f"run {folder.run_id} is being run by another process; wait for it, or stop it") from None
     try:
         yield
-    except (GeneratorExit, KeyboardInterrupt):
-        folder.interrupt()
-        raise
-    except Exception as error:
-        folder.fail(error)
-        raise
     finally:
         lock.release()
 
 
-def drive(experiment: Experiment, built: Built, folder: RunFolder, executor: Executor) -> Rounds:
+def conduct(experiment: Experiment) -> Conduct:
+    """What whoever trains an experiment's clients needs to know of failures, real and simulated."""
+    return Conduct(experiment.failure, experiment.participation)
+
+
+def drive(
+    experiment: Experiment, built: Built, folder: RunFolder, executor: Executor, faults: list[Fault] | None = None
+) -> Rounds:
     """Run what is left of an experiment, one committed round after the other; the caller has `claimed` the folder.
 
     Killed at any point and driven again, it ends with the same bytes: a round counts once its checkpoint is complete,
     and starts from the private states that the checkpoint before it names.
+
+    Args:
+        experiment: what to run.
+        built: the same, made real.
+        folder: where it goes.
+        executor: who trains, by the experiment's `conduct`.
+        faults: where the executor writes down which clients failed.
+
+    Raises:
+        BadInput: the data are others than those that the run was begun with.
     """
-    _same_partition(folder, built)
-    if built.dropped:
-        files.replace(folder.path / "dropped.json", files.to_json(list(built.dropped)))
-    found = folder.latest()
-    if found is None:
-        folder.begin()
-    resume, manifest = found if found else (None, {})
-    executor.load(resume.round if resume else 0, manifest)
+    faults = [] if faults is None else faults
+    found = _opened(experiment, built, folder)
+    resume, private = found if found else (None, {})
+    executor.load(resume.round if resume else 0, private)
     shared = resume.shared if resume else built.shared
     for done in rounds(
         built.shared,
         built.server,
-        executor,
+        attacked(executor, experiment.attack, built.clients, experiment.seed),
         clients=built.clients,
         total=experiment.rounds,
         fraction=experiment.fraction,
+        sampling=experiment.sampling,
+        checks=experiment.checks,
+        conduct=conduct(experiment)._replace(there=built.trace and built.trace.there),
+        faults=faults,
         evaluate_every=experiment.evaluate_every,
         exams=[exam.name for exam in built.setup.exams],
         personal=bool(built.setup.method.private),
         seed=experiment.seed,
         resume=resume,
     ):
-        folder.commit(done, done.rows, executor.save(done.round))
+        private |= executor.save(done.round)
+        folder.commit(done, done.rows, private)
         shared = done.shared
+        for fault in [fault for fault in faults if fault.round <= done.round]:
+            noted(folder, str(fault), fault.trace)
+            faults.remove(fault)
+        warned(folder, done)
         yield done
     folder.finish(shared)
+
+
+def _opened(experiment: Experiment, built: Built, folder: RunFolder) -> tuple[Round, Private] | None:
+    """Where a run was left, or was forked; None at its start."""
+    samedata.begun(folder, built.digests)
+    _same_partition(folder, built)
+    _same_trace(folder, built)
+    if built.dropped:
+        files.replace(folder.path / "dropped.json", files.to_json(list(built.dropped)))
+    found = folder.latest()
+    if found is None:
+        folder.begin(experiment.forked_from or None)
+        if experiment.forked_from:
+            from fedray.engine.fork import fork  # which needs `alone`
+
+            fork(experiment, built, folder)
+            found = folder.latest()
+    return found
+
+
+def noted(folder: RunFolder, line: str, details: str = "") -> None:
+    """Add a line, and indented ones below it, to a run's log.txt; where that can't be written a warning must do."""
+    text = f"{layout.now()} {' '.join(line.split())}\n" + "".join(f"    {row}\n" for row in details.splitlines())
+    try:
+        with os.fdopen(
+            os.open(folder.path / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "w"
+        ) as to:
+            to.write(without_secrets(text))
+    except OSError as error:
+        log.warning("can't write %s: %s", folder.path / LOG, error.strerror)
+
+
+def warned(folder: RunFolder, done: Round) -> None:
+    """Say of the clients that failed in a round what its log says."""
+    if not {"agg/failed", "agg/retried"} & {row.metric for row in done.rows} or not (folder.path / LOG).exists():
+        return
+    for line in (folder.path / LOG).read_text().splitlines():
+        if (text := line.partition(" ")[2]).startswith(f"round {done.round}, client "):
+            log.warning("%s", text)
 
 
 def run(
@@ -126,13 +214,14 @@ def run(
         cache: backbone and features; ``$FEDRAY_CACHE`` if None.
 
     Raises:
-        BadInput: the experiment can't be what it says.
+        BadInput: the experiment can't be what it says, or its data have changed since it was begun.
         Unavailable: data, weights, disk or Ray are missing.
     """
     clients = experiment.partition.clients
     chosen = place(placement, clients, cpus=1, actors=actors)  # a mistake is told before anything is made
     folder = open_folder(experiment, study=study, runs=Path(runs))
     if folder.status["state"] == "done":
+        samedata.unchanged([folder], cache)
         return Started(folder, chosen, _nothing())
     if placement == "inline":
         return Started(folder, chosen, inline(experiment, folder, cache))
@@ -148,7 +237,8 @@ def inline(experiment: Experiment, folder: RunFolder, cache: Path | None) -> Rou
     with claimed(folder):
         built = build(experiment, cache=cache)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        yield from drive(experiment, built, folder, Inline(built.setup, folder.private_dir, device))
+        executor = Inline(built.setup, folder.private_dir, device, conduct(experiment))
+        yield from drive(experiment, built, folder, executor, executor.faults)
 
 
 def _same_partition(folder: RunFolder, built: Built) -> None:
@@ -159,6 +249,17 @@ def _same_partition(folder: RunFolder, built: Built) -> None:
         raise Unavailable(
             f"run {folder.run_id} was started on other data: its clients' images differ from today's; "
             "bring the data back, or use another study"
+        )
+
+
+def _same_trace(folder: RunFolder, built: Built) -> None:
+    path, now = folder.path / "trace.json", {"sha256": built.trace.sha256 if built.trace else ""}
+    if built.trace is not None and not path.exists():
+        files.replace(path, files.to_json(now))
+    if path.exists() and files.read_mapping(path, json.loads) != now:
+        raise BadInput(
+            f"run {folder.run_id} was begun with another participation.trace; bring that file back, or use another "
+            "study"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from fedray.errors import BadInput
 
@@ -20,6 +20,14 @@ ACTOR_BYTES = 700 << 20
 
 SHARES = 10_000
 """Ray counts a device in ten-thousandths."""
+
+
+class Need(NamedTuple):
+    """Bytes that an actor takes at its peak, measured on the experiment (`fedray.engine.probe`)."""
+
+    host: int
+    gpu: int = 0  # of its GPU; 0 where there is none
+    gpu_memory: int = 0  # that a GPU has
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ def place(
     gpus: float = 0,
     memory: int | None = None,
     actors: int | None = None,
+    need: Need | None = None,
 ) -> Placement:
     """Pin `clients` to actors.
 
@@ -55,9 +64,11 @@ def place(
         gpus: GPUs that the actors may share.
         memory: free bytes for the actors; None if unknown.
         actors: number of actors for "packed"; None chooses as "auto" does.
+        need: of an actor, where it was measured; else `ACTOR_BYTES`, and nothing is known of GPUs' memory.
 
     Raises:
-        BadInput: an unknown kind, no client, `actors` out of range, or exclusive actors that memory can't hold.
+        BadInput: an unknown kind, no client, `actors` out of range, actors that memory can't hold, or by measurement
+            not even one.
     """
     if kind not in get_args(Kind):
         raise BadInput(f"placement must be one of {', '.join(get_args(Kind))}, got {kind!r}")
@@ -67,19 +78,49 @@ def place(
         raise BadInput(f"actors must be in 1..{clients} (the number of clients), got {actors}")
     if kind == "inline":
         return Placement(kind, (tuple(range(clients)),), 0, 0, "all clients in this process")
-    fits = max(1, memory // ACTOR_BYTES) if memory is not None else clients
+    fits = min(_held(memory, need), _on_gpus(gpus, need), clients)
+    measured = f", {need.host / 2**30:.1f} GB each as measured" if need else ""
     if kind == "exclusive":
         if clients > fits:
             raise BadInput(
-                f"placement exclusive needs {clients} actors, free memory holds {fits}; use packed, or fewer clients"
+                f"placement exclusive needs {clients} actors, free memory holds {fits}{measured}; use packed, or fewer "
+                "clients"
             )
-        return _spread(kind, clients, clients, cpus, gpus, "one client per actor")
+        return _spread(kind, clients, clients, cpus, gpus, f"one client per actor{measured}")
     devices = int(gpus) if gpus >= 1 else max(1, int(cpus))
     count = actors or min(clients, devices, fits)
-    reason = f"{_count(count, 'actor')} for {_count(devices, 'GPU' if gpus >= 1 else 'CPU')}"
+    if need and count > fits:
+        raise BadInput(f"{_count(count, 'actor')} asked for, free memory holds {fits}{measured}; use fewer --actors")
+    reason = f"{_count(count, 'actor')} for {_count(devices, 'GPU' if gpus >= 1 else 'CPU')}{measured}"
     if not actors and fits < min(clients, devices):
         reason += f", as many as free memory holds ({(memory or 0) / 2**30:.1f} GB)"
     return _spread("packed", clients, count, cpus, gpus, reason)
+
+
+def _held(memory: int | None, need: Need | None) -> int:
+    """Actors that main memory holds."""
+    if memory is None:
+        return SHARES
+    if need is None:
+        return max(1, memory // ACTOR_BYTES)  # a guess forbids nothing
+    if need.host > memory:
+        raise BadInput(
+            f"one actor takes {need.host / 2**30:.1f} GB as measured, {memory / 2**30:.1f} GB are free; use a smaller "
+            "local.batch, or clip.precision bf16"
+        )
+    return memory // need.host
+
+
+def _on_gpus(gpus: float, need: Need | None) -> int:
+    """Actors that the GPUs' memory holds: as many on each, for what a share can't hold would end the run later."""
+    if not gpus or need is None or not need.gpu:
+        return SHARES
+    if need.gpu > need.gpu_memory * min(1.0, gpus):
+        raise BadInput(
+            f"one actor takes {need.gpu / 2**30:.1f} GB of a GPU as measured, it has "
+            f"{need.gpu_memory * min(1.0, gpus) / 2**30:.1f} GB; use a smaller local.batch, or clip.precision bf16"
+        )
+    return int(need.gpu_memory * min(1.0, gpus) // need.gpu) * max(1, int(gpus))
 
 
 def fraction(actors: int, devices: float) -> float:

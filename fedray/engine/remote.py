@@ -5,6 +5,7 @@ Building here, while the actors start, spares the driver's process open_clip and
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.build import Built, build
+from fedray.data.cache import default_cache
+from fedray.engine import probe, wire
 from fedray.engine.actors import RayActors, first_line, unwrapped
 from fedray.engine.cluster import alone, attached, free_memory, resources
-from fedray.engine.driver import Rounds, Started, claimed, drive
+from fedray.engine.driver import Rounds, Started, claimed, conduct, drive, warned
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import Unavailable
 from fedray.experiment import Experiment
@@ -29,12 +32,13 @@ class Driver:
     def __init__(self, placement: Placement) -> None:
         self.executor = RayActors(placement)
 
-    def rounds(self, experiment: Experiment, built: Built, folder: Path) -> Rounds:
+    def rounds(self, experiment: Experiment, built: Built, folder: Path) -> Generator[wire.Done, None, None]:
         """Run, yielding each committed round."""
         run = RunFolder.open(folder)
         with closing(self.executor), claimed(run):
-            self.executor.open(built.setup, run.private_dir)
-            yield from drive(experiment, built, run, self.executor)
+            self.executor.open(built.setup, run.private_dir, conduct=conduct(experiment))
+            for done in drive(experiment, built, run, self.executor, self.executor.faults):
+                yield wire.pack_round(done)
 
 
 def remotely(experiment: Experiment, folder: RunFolder, kind: Kind, actors: int | None, cache: Path | None) -> Started:
@@ -49,6 +53,7 @@ def remotely(experiment: Experiment, folder: RunFolder, kind: Kind, actors: int 
             gpus=total.get("GPU", 0),
             memory=free_memory() if alone() else None,  # of other nodes nothing is known
             actors=actors,
+            need=probe.known(experiment, cache or default_cache()),
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # the run folder's
         driver: Any = ray.remote(Driver).options(num_cpus=0, scheduling_strategy=here).remote(placement)
@@ -62,7 +67,9 @@ def _listen(driver: Any, experiment: Experiment, built: Built, folder: RunFolder
     with stack:
         try:
             for reference in driver.rounds.options(num_returns="streaming").remote(experiment, built, folder.path):
-                yield ray.get(reference)
+                done = wire.unpack_round(ray.get(reference))
+                warned(folder, done)  # the driver's own words stay where it is
+                yield done
         except RayTaskError as error:
             raise unwrapped(error) from error
         except RayActorError as error:

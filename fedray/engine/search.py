@@ -23,10 +23,12 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from fedray.engine import samedata
 from fedray.engine.cluster import attached
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
+from fedray.track.run import runs as folders
 
 if TYPE_CHECKING:
     from ray import tune
@@ -78,12 +80,14 @@ def search(
         show: told after each cell of each candidate.
 
     Raises:
-        BadInput: an unknown path in `space`, a range with values that break a field's rule, or no cell.
+        BadInput: an unknown path in `space`, a range with values that break a field's rule, no cell, or data that have
+            changed since a cell was begun.
         Unavailable: the run root or Ray can't be used.
     """
     if not cells or trials < 1 or actors < 1:
         raise BadInput(f"cells, trials and actors must be >= 1, got {len(cells)}, {trials} and {actors}")
     check_space(cells[0], space)
+    samedata.unchanged(folders(runs, study), cache)  # trials that are closed are evidence too
     if placement == "exclusive":
         actors = max(cell.partition.clients for cell in cells)
     storage, held = _open(runs, study)

@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedray.engine import samedata
 from fedray.engine.cluster import attached
 from fedray.engine.driver import open_folder
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
+from fedray.track import layout
 from fedray.track.run import RunFolder
 
 
@@ -60,13 +62,16 @@ def sweep(
         show: told of every round of every cell, in this process.
 
     Raises:
-        BadInput: two cells claim the same folder with different configurations, or a value is out of range.
+        BadInput: two cells claim the same folder with different configurations, a value is out of range, or data have
+            changed since a cell was begun.
         Unavailable: the run root or Ray can't be used.
     """
     if actors < 1 or (concurrent is not None and concurrent < 1):
         raise BadInput(f"actors and concurrent must be >= 1, got {actors} and {concurrent}")
     if placement == "exclusive":
         actors = max((cell.partition.clients for cell in cells), default=1)
+    places = [layout.place(runs, study, cell.run_id) for cell in cells]
+    samedata.unchanged([RunFolder(path) for path in places if layout.is_run(path)], cache)  # before any is touched
     folders = [open_folder(cell, study=study, runs=runs) for cell in cells]
     skipped = [i for i, folder in enumerate(folders) if folder.status["state"] == "done"]
     for i in skipped:

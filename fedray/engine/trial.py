@@ -15,11 +15,11 @@ from ray import tune
 
 from fedray.build import Built, build
 from fedray.engine.actors import RayActors, device
-from fedray.engine.driver import claimed, drive, open_folder, summary
+from fedray.engine.driver import claimed, conduct, drive, open_folder, summary
 from fedray.engine.placement import Placement, place
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
-from fedray.fed.loop import Executor, Inline
+from fedray.fed.loop import Inline
 from fedray.track.names import headline
 from fedray.track.run import RunFolder
 from fedray.types import GLOBAL, Round
@@ -51,7 +51,8 @@ class Warm:
             return
         with claimed(folder):
             built = build(experiment, cache=self.site.cache)
-            yield from drive(experiment, built, folder, self._executor(built, folder.private_dir))
+            executor = self._executor(experiment, built, folder.private_dir)
+            yield from drive(experiment, built, folder, executor, executor.faults)
 
     def score(self, experiment: Experiment, metric: str) -> tuple[RunFolder, float]:
         """Drive one cell to its end, unless it is there, and read its last value of a metric.
@@ -76,15 +77,15 @@ class Warm:
             self.hosts.close()
             self.hosts = None
 
-    def _executor(self, built: Built, private: Path) -> Executor:
+    def _executor(self, experiment: Experiment, built: Built, private: Path) -> Inline | RayActors:
         if self.site.inline:
-            return Inline(built.setup, private, device())
+            return Inline(built.setup, private, device(), conduct(experiment))
         placement = self._placement(len(built.setup.shards))
         if self.hosts is not None and len(self.hosts.hosts) != len(placement.hosts):
             self.close()
         if self.hosts is None:
             self.hosts = RayActors(placement)
-        self.hosts.open(built.setup, private, clients=placement)
+        self.hosts.open(built.setup, private, clients=placement, conduct=conduct(experiment))
         return self.hosts
 
     def _placement(self, clients: int) -> Placement:

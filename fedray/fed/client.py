@@ -25,7 +25,6 @@ from fedray.errors import BadInput
 from fedray.fed.local import Local
 from fedray.fed.metrics import multi, single
 from fedray.fed.seeds import rng
-from fedray.fed.vault import Vault, Versions
 from fedray.method import Method, load, parameters, split
 from fedray.nn import backbone
 from fedray.nn.transport import NotConverged
@@ -72,6 +71,7 @@ class World(NamedTuple):
     method: Method
     initial: Params  # all parameters as they were first made
     device: torch.device
+    reader: backbone.Backbone  # the same backbone, which remembers what it last read: for scoring
 
 
 def open_world(setup: Setup, device: str = "cpu") -> World:
@@ -86,7 +86,7 @@ def open_world(setup: Setup, device: str = "cpu") -> World:
     initial = parameters(method)
     exams = tuple(exam._replace(task=exam.task.to(device)) for exam in setup.exams)
     setup = setup._replace(task=setup.task.to(device), exams=exams)
-    return World(setup, clip, _moved(method, device), initial, torch.device(device))
+    return World(setup, clip, _moved(method, device), initial, torch.device(device), clip.remembering())
 
 
 def _moved(method: Method, device: str) -> Method:
@@ -110,36 +110,58 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     named = list(method.named_parameters())
     learnable = [parameter for _, parameter in named]
     sums: dict[str, float] = {}
-    steps = 0
     if learnable:  # zero-shot has nothing to train
         momenta: list[Tensor | None] = [None] * len(learnable)
         lr = setup.local.rate(job.round, setup.rounds)
         rates = [lr * factor(method.rates, name) for name, _ in named]
-        for x, y in _lessons(world, job):
-            with _located(job, method):
+        plan = visit(setup, job)
+        for step in range(len(plan.batches)):
+            x, y = lesson(world, [plan], step)
+            with located(job, method):
                 terms = method.terms(given, x, y if own is None else torch.searchsorted(own, y))
             gradients = torch.autograd.grad(_sum(terms, job, lr), learnable, allow_unused=True)
             setup.local.step(learnable, gradients, momenta, rates)
-            steps += 1
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.item()
+        sums = {name: value / len(plan.batches) for name, value in sums.items()}
     shared, kept = split(parameters(method), method.private)
-    metrics = {f"train/{name}": value / steps for name, value in sums.items()}
+    metrics = {f"train/{name}": value for name, value in sums.items()}
     return Result(job.round, job.client, len(shard), shared, metrics), kept
 
 
-def _lessons(world: World, job: Job) -> Iterator[tuple[Tensor | Features, Tensor]]:
-    """A visit's batches: images as training sees them, each epoch in a view drawn anew, with their labels."""
-    setup = world.setup
-    order, views, change = (rng(setup.seed, stream, job.round, job.client) for stream in ("fit", "views", "augment"))
+class Visit(NamedTuple):
+    """What a client looks at in a round, step by step."""
+
+    batches: list[np.ndarray]  # positions in `train`
+    views: list[np.ndarray]  # of each image; empty where there is one
+    change: np.random.Generator | None  # of the augmentation
+
+
+def visit(setup: Setup, job: Job) -> Visit:
+    """Draw a client's batches: every image once in each epoch, in a view drawn anew."""
+    order = rng(setup.seed, "fit", job.round, job.client)
+    several = rng(setup.seed, "views", job.round, job.client) if setup.train.views > 1 else None
+    change = rng(setup.seed, "augment", job.round, job.client) if setup.augment == "standard" else None
+    batches: list[np.ndarray] = []
+    views: list[np.ndarray] = []
     for _ in range(setup.local.epochs):
         images = order.permutation(setup.shards[job.client])
-        seen = views.integers(setup.train.views, size=len(images))
-        for batch, view in zip(_batches(images, setup.local.batch), _batches(seen, setup.local.batch), strict=True):
-            x = setup.train.take(batch, view)
-            if setup.augment == "standard" and isinstance(x, Tensor):
-                x = augmented(x.to(world.device), change)
-            yield _as_seen(world, x), _labels(world, setup.train, batch)
+        batches += _batches(images, setup.local.batch)
+        if several is not None:
+            views += _batches(several.integers(setup.train.views, size=len(images)), setup.local.batch)
+    return Visit(batches, views, change)
+
+
+def lesson(world: World, visits: Sequence[Visit], step: int) -> tuple[Tensor | Features, Tensor]:
+    """Images of a step as training sees them, and labels: of several clients, one after the other."""
+    train = world.setup.train
+    batches = [v.batches[step] for v in visits]
+    views = [v.views[step] for v in visits if v.views]
+    x = train.take(np.concatenate(batches), np.concatenate(views) if views else None)
+    if isinstance(x, Tensor) and visits[0].change is not None:
+        parts = x.to(world.device).split([len(batch) for batch in batches])
+        x = torch.cat([augmented(part, v.change) for part, v in zip(parts, visits, strict=True) if v.change])
+    return _as_seen(world, x), _labels(world, train, np.concatenate(batches))
 
 
 def factor(rates: Mapping[str, float], name: str) -> float:
@@ -156,7 +178,7 @@ def _label_space(setup: Setup, shard: np.ndarray, device: torch.device) -> tuple
 
 
 @contextmanager
-def _located(job: Job, method: Method) -> Iterator[None]:
+def located(job: Job, method: Method) -> Iterator[None]:
     """Say of a forward pass that fails for numeric reasons whose it was, and when."""
     who = f"round {job.round}, " + ("the whole test set" if job.client == GLOBAL else f"client {job.client}")
     try:
@@ -167,17 +189,27 @@ def _located(job: Job, method: Method) -> Iterator[None]:
         broken = [name for name, value in method.named_parameters() if not torch.isfinite(value).all()]
         if not broken:
             raise
-        raise Diverged(f"{who}: {', '.join(broken)} not finite ({error}); lower local.lr") from None
+        raise not_finite(who, broken, error) from None
+
+
+def not_finite(who: str, broken: Sequence[str], error: BadInput) -> Diverged:
+    """What to say of parameters that are no numbers any more, and of what came of it."""
+    return Diverged(f"{who}: {', '.join(broken)} not finite ({error}); lower local.lr")
 
 
 def _sum(terms: dict[str, Tensor], job: Job, lr: float) -> Tensor:
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
-        values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-        raise Diverged(
-            f"round {job.round}, client {job.client}: the loss is not finite ({values}); lower local.lr (now {lr:g})"
-        )
+        raise diverged(job, {name: value.item() for name, value in terms.items()}, lr)
     return loss
+
+
+def diverged(job: Job, terms: Mapping[str, float], lr: float) -> Diverged:
+    """What to say of a loss that is not finite."""
+    values = ", ".join(f"{name} {value:.3g}" for name, value in terms.items())
+    return Diverged(
+        f"round {job.round}, client {job.client}: the loss is not finite ({values}); lower local.lr (now {lr:g})"
+    )
 
 
 @torch.no_grad()
@@ -194,10 +226,10 @@ def score(world: World, job: Job, private: Params) -> Scores:
         _, task, test = next(exam for exam in setup.exams if exam.name == job.exam)
         indices = np.arange(len(test))
     load(method, {**world.initial, **job.shared, **private})
-    given = Given(world.clip, task, job.shared, job.inbox, "global" if everyone else "local")
+    given = Given(world.reader, task, job.shared, job.inbox, "global" if everyone else "local")
     logits = []
     for batch in _batches(indices, setup.score_batch):
-        with _located(job, method):
+        with located(job, method):
             logits.append(method(given, _as_seen(world, test.take(batch))).logits)
     if not logits:
         return Scores(job.round, job.client, 0, {}, job.exam)
@@ -211,41 +243,6 @@ def score(world: World, job: Job, private: Params) -> Scores:
     )
 
 
-class Clients:
-    """The clients that live in this process, and their vault."""
-
-    def __init__(self, setup: Setup, private: Path | None = None, device: str = "cpu") -> None:
-        self.world = open_world(setup, device)
-        self.vault = Vault(private)
-
-    def fit(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Train the clients named by `jobs`, one after the other."""
-        with threads(self.world.setup.threads):
-            for job in jobs:
-                result, kept = fit(self.world, job, self._private(job.client, job.round))
-                self.vault.put(job.client, job.round, kept)
-                yield result
-
-    def score(self, jobs: Sequence[Job]) -> Iterator[Scores]:
-        """Score the views named by `jobs`."""
-        with threads(self.world.setup.threads):
-            for job in jobs:
-                private = {} if job.client == GLOBAL else self._private(job.client, job.round + 1)
-                yield score(self.world, job, private)
-
-    def save(self, round: int, clients: Sequence[int]) -> Versions:
-        """Make private states durable; returns their rounds and hashes, never their contents."""
-        return self.vault.save(round, list(clients))
-
-    def load(self, round: int, manifest: Versions) -> None:
-        """Return to the private states of a checkpoint."""
-        self.vault.load(round, manifest)
-
-    def _private(self, client: int, before: int) -> Params:
-        held = self.vault.before(client, before)
-        return held if held is not None else split(self.world.initial, self.world.method.private)[1]
-
-
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """Compute with this many threads, then with as many as before."""
@@ -257,9 +254,8 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _batches(indices: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(indices), size):
-        yield indices[start : start + size]
+def _batches(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
 def _as_seen(world: World, x: Tensor | Features) -> Tensor | Features:

@@ -28,6 +28,7 @@ class Local:
     weight_decay: float = Field(default=5e-4, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"  # of lr over the rounds
     label_space: Literal["all", "own"] = "all"  # classes that a client trains against: the task's, or its own images'
+    group: int = Field(default=1, ge=0)  # clients that train as one batch, to rounding; 0: as memory holds
 
     def rate(self, round: int, rounds: int) -> float:
         """Learning rate in round `round` (1-based) of `rounds`."""

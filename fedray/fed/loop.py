@@ -8,32 +8,36 @@ A `Round` is also the checkpoint: pass the last one as `resume` and the rest is 
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
 
 from fedray.errors import BadInput
-from fedray.fed.client import Clients, Setup
+from fedray.fed.checks import BadUpdate as BadUpdate  # part of what a caller of `rounds` meets
+from fedray.fed.checks import Checks, Sifted, quorum, sift, told
+from fedray.fed.client import Setup
+from fedray.fed.clients import Clients
+from fedray.fed.participation import PLAIN, Conduct, Fault, Turnout, reachable, recorded, trained, turnout
 from fedray.fed.seeds import rng
-from fedray.fed.server import Aggregator
+from fedray.fed.server import Accounted, Aggregator
 from fedray.fed.vault import Versions
 from fedray.types import GLOBAL, Job, Params, Result, Round, Row, Scores
 
+NO_CHECKS = Checks()
 
-class BadUpdate(RuntimeError):
-    """A client sent something that can't be aggregated."""
+log = logging.getLogger("fedray")
 
 
 class Executor(Protocol):
     """Who does the clients' work, and holds their private states: this process, or actors."""
 
     def fit(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Train; results in any order."""
+        """Train; results in any order. One that can starts at once, before the first result is asked for."""
         ...
 
     def score(self, jobs: Sequence[Job]) -> Iterator[Scores]:
@@ -41,7 +45,7 @@ class Executor(Protocol):
         ...
 
     def save(self, round: int) -> Versions:
-        """Make the private states durable and name them."""
+        """Make the private states durable and name those that are new since the last time."""
         ...
 
     def load(self, round: int, manifest: Versions) -> None:
@@ -52,21 +56,28 @@ class Executor(Protocol):
 class Inline:
     """All clients in this process: notebooks, tests, small studies. No Ray."""
 
-    def __init__(self, setup: Setup, private: Path | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, setup: Setup, private: Path | None = None, device: str = "cpu", conduct: Conduct = PLAIN
+    ) -> None:
         self.clients = Clients(setup, private, device)
-        self.everyone = range(len(setup.shards))
+        self.conduct = conduct
+        self.faults: list[Fault] = []
 
     def fit(self, jobs: Sequence[Job]) -> Iterator[Result]:
-        """Train one after the other."""
-        return self.clients.fit(jobs)
+        """Train one after the other; what becomes of those that fail is added to `faults`."""
+        for got in trained(self.clients, jobs, self.conduct):
+            if isinstance(got, Fault):
+                self.faults.append(got)
+            else:
+                yield got
 
     def score(self, jobs: Sequence[Job]) -> Iterator[Scores]:
         """Score one after the other."""
         return self.clients.score(jobs)
 
     def save(self, round: int) -> Versions:
-        """Make the private states durable and name them."""
-        return self.clients.save(round, self.everyone)
+        """Make the private states durable and name those that are new since the last time."""
+        return self.clients.vault.save(round)
 
     def load(self, round: int, manifest: Versions) -> None:
         """Go back to the private states of a checkpoint."""
@@ -81,6 +92,10 @@ def rounds(
     clients: Sequence[int],
     total: int,
     fraction: float = 1.0,
+    sampling: Literal["fixed", "poisson"] = "fixed",
+    checks: Checks = NO_CHECKS,
+    conduct: Conduct = PLAIN,
+    faults: Sequence[Fault] = (),
     evaluate_every: int = 1,
     exams: Sequence[str] = (),
     personal: bool = False,
@@ -94,8 +109,12 @@ def rounds(
         aggregator: the server's rule.
         executor: who trains and scores.
         clients: those that hold training images, (K,).
-        total: number of rounds; round numbers start at 1.
-        fraction: share of `clients` in each cohort, in (0, 1]; rounded half up, at least one.
+        total: number of rounds; round numbers start at 1. Where a budget of the aggregator ends sooner, so do they.
+        fraction: share of `clients` in each cohort, in (0, 1]; see `cohort`.
+        sampling: how a cohort is drawn; see `cohort`.
+        checks: what an update must keep to, besides what it is made of; who does not is left out, counted and named.
+        conduct: who can be reached, drops out or gets only so far, simulated; and how many updates a round needs.
+        faults: where the executor writes down, while results are taken from it, which clients failed.
         evaluate_every: score every so many rounds, and always after the last.
         exams: further test sets to score the global model on.
         personal: clients keep something private, so that each of their models sits the exams too.
@@ -103,34 +122,62 @@ def rounds(
         resume: continue after this round.
 
     Raises:
-        BadUpdate: a client's update has other names or shapes, or is not finite.
+        BadUpdate: too few of a round's updates can be aggregated, or a client sent two.
     """
     state = aggregator.init(initial) if resume is None else resume.state
-    for round in range(1 if resume is None else resume.round + 1, total + 1):
+    first, total = 1 if resume is None else resume.round + 1, _affordable(aggregator, total)
+
+    def begun(round: int) -> tuple[Turnout, list[Job], Iterator[Result]]:
+        chosen = cohort(clients, fraction, seed, round, sampling, reachable(conduct, round)) if round <= total else []
+        turned = turnout(conduct, chosen, seed, round)
+        jobs = _jobs(aggregator, state, round, turned.come)
+        return turned, jobs, executor.fit(jobs) if jobs else iter(())
+
+    ahead = begun(first)
+    for round in range(first, total + 1):
         start = perf_counter()
-        chosen = cohort(clients, fraction, seed, round)
-        jobs = [Job(round, k, *aggregator.send(state, k, round)) for k in chosen]
-        results = sorted(executor.fit(jobs), key=lambda r: r.client)
-        for job, result in zip(jobs, results, strict=True):
-            check(job, result)
-        state = aggregator.update(state, results)
-        shared, inbox = aggregator.send(state, GLOBAL, round)
-        fitted = perf_counter()
-        rows = _training(round, jobs, results)
-        if round % evaluate_every == 0 or round == total:
-            views = [Job(round, GLOBAL, shared, inbox)]
-            views += [Job(round, k, *aggregator.send(state, k, round)) for k in clients]
-            sitting = views if personal else views[:1]
-            views += [job._replace(exam=exam) for exam in exams for job in sitting]
-            rows += _evaluation(round, sorted(executor.score(views), key=lambda s: (s.exam, s.client)))
-            rows.append(Row(round, GLOBAL, "time/eval_s", perf_counter() - fitted, 0))
-        rows.append(Row(round, GLOBAL, "time/fit_s", fitted - start, 0))
-        rows.append(Row(round, GLOBAL, "time/round_s", perf_counter() - start, 0))
-        yield Round(round, state, shared, tuple(chosen), tuple(rows))
+        turned, jobs, arrived = ahead[0], ahead[1], list(ahead[2])
+        sifted = quorum(round, sift(round, jobs, arrived, checks, faults), conduct.failure.min_fit)
+        state = aggregator.update(state, sifted.accepted)
+        fitted, due = perf_counter(), round % evaluate_every == 0 or round == total
+        views = _jobs(aggregator, state, round, (GLOBAL, *clients) if due else (GLOBAL,))
+        scores = executor.score(_sittings(views, exams, personal)) if due else iter(())
+        ahead = begun(round + 1)  # actors train on while we count, and while the caller writes this round down
+        rows = _training(round, jobs, arrived, sifted) + recorded(conduct.participation, round, turned)
+        rows += _spending(round, aggregator, state) + _evaluation(round, scores) + _times(round, start, fitted, due)
+        yield Round(round, state, views[0].shared, turned.come, tuple(rows))
 
 
-def cohort(clients: Sequence[int], fraction: float, seed: int, round: int) -> list[int]:
-    """The clients of a round, ascending: ``floor(fraction * K + 1/2)`` of them, at least one.
+def _jobs(aggregator: Aggregator, state: Params, round: int, who: Iterable[int]) -> list[Job]:
+    return [Job(round, k, *aggregator.send(state, k, round)) for k in who]
+
+
+def cohort(
+    clients: Sequence[int],
+    fraction: float,
+    seed: int,
+    round: int,
+    sampling: Literal["fixed", "poisson"] = "fixed",
+    there: Sequence[int] | None = None,
+) -> list[int]:
+    """The clients of a round, ascending: ``floor(fraction * K + 1/2)`` of them, at least one, without replacement.
+
+    With sampling "poisson" each of them with probability `fraction`, whatever the others do; there may be none. Where
+    only those `there` can be reached, as many of them, or all if they are fewer.
+
+    Raises:
+        BadInput: `fraction` is not in (0, 1], or there is no client.
+    """
+    size = cohort_size(len(clients), fraction)
+    draw, some = rng(seed, "cohort", round), clients if there is None else sorted({*clients} & {*there})
+    if sampling == "poisson":
+        thrown = zip(sorted(clients), draw.random(len(clients)), strict=True)
+        return [k for k, throw in thrown if throw < fraction and k in some]
+    return sorted(int(k) for k in draw.choice(np.asarray(some, int), min(size, len(some)), replace=False))
+
+
+def cohort_size(clients: int, fraction: float) -> int:
+    """How many of so many clients take part in a round where their number is fixed.
 
     Raises:
         BadInput: `fraction` is not in (0, 1], or there is no client.
@@ -139,27 +186,7 @@ def cohort(clients: Sequence[int], fraction: float, seed: int, round: int) -> li
         raise BadInput(f"fraction must be in (0, 1], got {fraction:g}; 1 lets every client take part in every round")
     if not clients:
         raise BadInput("no client holds a training image; use fewer clients or more shots")
-    size = max(1, math.floor(fraction * len(clients) + 0.5))
-    picked = rng(seed, "cohort", round).choice(np.asarray(clients), size, replace=False)
-    return sorted(int(k) for k in picked)
-
-
-def check(job: Job, result: Result) -> None:
-    """Refuse an update that would poison the global model.
-
-    Raises:
-        BadUpdate: it answers another job, or has other names or shapes, or is not finite.
-    """
-    where = f"round {job.round}, client {job.client}"
-    if (result.round, result.client) != (job.round, job.client):
-        raise BadUpdate(f"{where}: got the update of round {result.round}, client {result.client}")
-    if result.shared.keys() != job.shared.keys():
-        raise BadUpdate(f"{where}: parameters {sorted(result.shared)} differ from {sorted(job.shared)}")
-    for name, value in result.shared.items():
-        if value.shape != job.shared[name].shape:
-            raise BadUpdate(f"{where}: {name} has shape {tuple(value.shape)}, not {tuple(job.shared[name].shape)}")
-        if not torch.isfinite(value).all():
-            raise BadUpdate(f"{where}: {name} is not finite; lower local.lr")
+    return max(1, math.floor(fraction * clients + 0.5))
 
 
 def size(params: Params) -> int:
@@ -167,7 +194,21 @@ def size(params: Params) -> int:
     return sum(value.numel() * value.element_size() for value in params.values())
 
 
-def _training(round: int, jobs: Sequence[Job], results: Sequence[Result]) -> list[Row]:
+def _sittings(views: Sequence[Job], exams: Sequence[str], personal: bool) -> list[Job]:
+    """Each view on its own test set, and the global one, or all of them, on each exam."""
+    return [*views, *(job._replace(exam=exam) for exam in exams for job in (views if personal else views[:1]))]
+
+
+def _affordable(aggregator: Aggregator, total: int) -> int:
+    """The rounds that the aggregator's budget allows; said once where these are fewer."""
+    allowed = aggregator.affordable(total) if isinstance(aggregator, Accounted) else total
+    if allowed < total:
+        log.warning("the budget is spent after round %d: the run ends there, not after %d", allowed, total)
+    return allowed
+
+
+def _training(round: int, jobs: Sequence[Job], arrived: Sequence[Result], sifted: Sifted) -> list[Row]:
+    results = sifted.accepted
     rows = [Row(round, r.client, name, value, r.n) for r in results for name, value in r.metrics.items()]
     n = sum(r.n for r in results)
     for name in dict.fromkeys(name for r in results for name in r.metrics):
@@ -175,13 +216,24 @@ def _training(round: int, jobs: Sequence[Job], results: Sequence[Result]) -> lis
         rows.append(Row(round, GLOBAL, name, mean, n))
     down = sum(size(job.shared) + size(job.inbox) for job in jobs)
     rows.append(Row(round, GLOBAL, "comm/down_bytes", float(down), len(jobs)))
-    rows.append(Row(round, GLOBAL, "comm/up_bytes", float(sum(size(r.shared) for r in results)), len(jobs)))
-    rows.append(Row(round, GLOBAL, "agg/accepted", float(len(results)), len(jobs)))
-    return rows
+    rows.append(Row(round, GLOBAL, "comm/up_bytes", float(sum(size(r.shared) for r in arrived)), len(jobs)))
+    return rows + told(round, sifted)
 
 
-def _evaluation(round: int, scores: Sequence[Scores]) -> list[Row]:
-    rows = []
+def _spending(round: int, aggregator: Aggregator, state: Params) -> list[Row]:
+    spent = aggregator.spent(state) if isinstance(aggregator, Accounted) else {}
+    return [Row(round, GLOBAL, name, value, 0) for name, value in spent.items()]
+
+
+def _times(round: int, start: float, fitted: float, evaluated: bool) -> list[Row]:
+    end = perf_counter()
+    times = {"eval": end - fitted} if evaluated else {}
+    times |= {"fit": fitted - start, "round": end - start}
+    return [Row(round, GLOBAL, f"time/{name}_s", value, 0) for name, value in times.items()]
+
+
+def _evaluation(round: int, arriving: Iterator[Scores]) -> list[Row]:
+    rows, scores = [], sorted(arriving, key=lambda s: (s.exam, s.client))
     for s in scores:
         rows += [Row(round, s.client, f"eval/{_view(s)}/{name}", value, s.n) for name, value in s.metrics.items()]
     for exam in dict.fromkeys(s.exam for s in scores):

@@ -9,7 +9,7 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -33,6 +33,19 @@ class Aggregator(Protocol):
 
     def update(self, state: Params, results: Sequence[Result]) -> Params:
         """State after a round; `results` come in client order."""
+        ...
+
+
+@runtime_checkable
+class Accounted(Protocol):
+    """What an aggregator is, besides, whose rounds cost something of which there may be a budget: privacy."""
+
+    def affordable(self, rounds: int) -> int:
+        """How many of so many rounds the budget allows."""
+        ...
+
+    def spent(self, state: Params) -> dict[str, float]:
+        """What has been spent, by name of the row that says it."""
         ...
 
 

@@ -6,8 +6,7 @@
 z_m: class token of the image beside vision prompt m; r: its patches and prompt outputs. h_n: end token of text prompt
 n; s: its context and name. Prompts are deep as in MaPLe. Everything is shared: averaged over clients, weights n_k / n.
 Wang et al., "Tuning Multi-mode Token-level Prompt Alignment across Modalities", NeurIPS 2023.
-The paper has vision prompts as projections of the text prompts (2.1) and says that no network is learned (3.2):
-`coupling` "linear", as in their code, or "none".
+Vision prompts are images of text prompts (2.1), yet no network is learned (3.2): `coupling` "linear" (code), "none".
 
 Released names: prompt_learner.ctx[0] -> first.tokens[0, 0]; prompt_learner.ctx[1:] (N, n, w) -> others.tokens[:, 0];
 prompt_learner.compound_prompts_text.{i}[0] (n, w) -> first.tokens[0, i+1]; prompt_learner.proj.{x} -> maps.0.{x};
@@ -34,7 +33,7 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.hierarchical import Hierarchical, Mode, encode_prompts, encode_views
 from fedray.nn.losses import task_loss
 from fedray.nn.prompts import TextContext, VisionContext
-from fedray.types import Features, Given, Needs, Output, TextPrompts, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, TextPrompts, Weighting
 
 FIDELITY = "verified"
 PROTOCOL = {"local.lr": 0.0035, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
@@ -54,6 +53,7 @@ class Align(nn.Module):
     needs: Needs = "pixels"
     server: str | None = None
     weighting: Weighting = "samples"
+    batching: Batching = "equal"
     rates: Mapping[str, float] = {}
     words: Tensor
 

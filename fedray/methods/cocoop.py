@@ -33,7 +33,7 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine, Head
 from fedray.nn.meta import MetaNet
 from fedray.nn.prompts import TextContext
-from fedray.types import Features, Given, Needs, Output, Prompts, Task, TextPrompts, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, Prompts, Task, TextPrompts, Weighting
 
 FIDELITY = "verified"
 PROTOCOL = {
@@ -98,6 +98,7 @@ class CoCoOp(nn.Module):
     private: tuple[str, ...] = ()
     server: str | None = None
     weighting: Weighting = "samples"
+    batching: Batching = "equal"
     rates: Mapping[str, float] = {}
 
     def __init__(self, student: PromptMethod, chunk: int) -> None:

@@ -25,7 +25,7 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.losses import task_loss
 from fedray.nn.prompts import Beside, TextContext
-from fedray.types import Features, Given, Needs, Output, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, Weighting
 
 FIDELITY = "interpretation"
 PROTOCOL = {"local.lr": 0.001, "local.epochs": 1, "rounds": 50}
@@ -60,6 +60,7 @@ class Dual(nn.Module):
 
     server: str | None = "mixtures"
     weighting: Weighting = "samples"
+    batching: Batching = "equal"
     rates: Mapping[str, float] = {}
 
     def __init__(self, student: PromptMethod) -> None:

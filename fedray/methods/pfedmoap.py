@@ -34,7 +34,7 @@ from fedray.nn.generate import Once, peer_features
 from fedray.nn.heads import Cosine
 from fedray.nn.losses import task_loss
 from fedray.nn.prompts import TextContext
-from fedray.types import Features, Given, Needs, Output, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, Weighting
 
 FIDELITY = "verified"
 PROTOCOL = {
@@ -126,6 +126,7 @@ class Mixture(nn.Module):
     needs: Needs = "pooled"
     server: str | None = "experts"
     weighting: Weighting = "samples"
+    batching: Batching = "equal"
     rates: Mapping[str, float] = {"gate.*": 5.0}
 
     def __init__(self, prompts: TextContext, gate: Gate, weight: float, head: Cosine) -> None:
@@ -138,8 +139,7 @@ class Mixture(nn.Module):
         text = given.clip.encode_text(given.task, self.prompts(given, x).text)
         image, scale = given.clip.encode_image(x), given.clip.logit_scale
         logits = self.head(text, image, scale)
-        experts = None if given.view == "global" else self.experts(given)
-        if experts is not None:
+        if given.view != "global" and (experts := self.experts(given)) is not None:
             text = Features(torch.cat([text.pooled, experts]))
             s = scale if self.head.temperature is None else 1 / self.head.temperature
             logits = self.weight * logits + s * self.gate(text.pooled, image.pooled)

@@ -29,7 +29,7 @@ from fedray.nn.heads import Cosine
 from fedray.nn.losses import check_temperature, check_weight, distil, project, task_loss, with_gradient
 from fedray.nn.prompts import TextContext
 from fedray.nn.teachers import teach
-from fedray.types import Features, Given, Needs, Output, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, Weighting
 
 FIDELITY = "verified"
 PROTOCOL = {"local.lr": 0.002, "local.batch": 32, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
@@ -80,6 +80,7 @@ class ProGrad(nn.Module):
 
     server: str | None = None
     weighting: Weighting = "samples"
+    batching: Batching = "equal"
     rates: Mapping[str, float] = {}
 
     def __init__(self, student: PromptMethod, *, strength: float, tau: float) -> None:

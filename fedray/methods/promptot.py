@@ -23,6 +23,7 @@ visit; fp32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.losses import check_weight
 from fedray.nn.teachers import joint_drift, teach
-from fedray.types import Features, Given, Output
+from fedray.types import Batching, Features, Given, Output
 
 FIDELITY = "code-read"
 PROTOCOL = {"local.lr": 0.005, "local.batch": 4, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
@@ -52,6 +53,7 @@ class Joint:
     """The weighted transport cost, as a penalty; it needs the labels."""
 
     weight: float
+    batching: ClassVar[Batching] = "none"  # the exact plan is not torch's
 
     def __post_init__(self) -> None:
         check_weight("method.transport", self.weight)

@@ -28,7 +28,7 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.heads import Cosine
 from fedray.nn.meta import MetaNet
 from fedray.nn.prompts import FRAME, STD
-from fedray.types import Features, Given, Prompts, TextPrompts, VisionPrompts
+from fedray.types import Batching, Features, Given, Prompts, TextPrompts, VisionPrompts
 
 FIDELITY = "verified"
 PROTOCOL = {
@@ -61,6 +61,7 @@ class Unified(nn.Module):
     """The latent prompt and its transformer."""
 
     vision = True
+    batching: Batching = "none"  # torch's attention has no rule for vmap
 
     def __init__(self, clip: Backbone, *, n: int, seq_axis: bool) -> None:
         super().__init__()

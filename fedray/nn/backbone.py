@@ -9,6 +9,8 @@ without open_clip. What travels through a file is bit for bit what was loaded.
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -21,10 +23,9 @@ from torch import Tensor, nn
 from fedray.errors import BadInput, Unavailable, did_you_mean
 from fedray.nn import weights as stored
 from fedray.nn.architecture import TINY, Architecture, TowerShape, architecture, refusal
-from fedray.nn.features import first_patch, side_by_side, stored_features
-from fedray.nn.layout import lay
+from fedray.nn.features import Memory, first_patch, side_by_side, stored_features, text_features
 from fedray.nn.towers import TextTower, VisionTower, fits, full
-from fedray.types import Features, Params, Task, TextPrompts, Texts, Tokens, VisionPrompts
+from fedray.types import Features, Params, Task, Texts, Tokens, VisionPrompts, sets
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -45,6 +46,7 @@ class Backbone(nn.Module):
 
     logit_scale: Tensor
     vocabulary: Tensor | None
+    memory: Memory | None = None
 
     def __init__(
         self, arch: Architecture, state: Params, *, digest: str, logit_scale: float, vocabulary: Tensor | None
@@ -117,15 +119,14 @@ class Backbone(nn.Module):
             if tokens:
                 raise BadInput("text tokens without text prompts are not kept; give prompts, or take pooled features")
             return Features(task.zeroshot[None])
-        if not isinstance(prompts, TextPrompts):
-            each = [self.encode_text(task, one, tokens=tokens, full_context=full_context) for one in prompts]
-            return side_by_side(each)
-        fits(prompts.tokens, self.arch.text, "text", layers=prompts.layers or (), adapters=[*prompts.adapters])
-        layout = lay(task, prompts, self.arch.context, full=full_context)
-        hidden = self.text.prompted(layout.ids, layout.spots, prompts)
-        rows = torch.arange(len(layout.ends), device=layout.ends.device)
-        pooled = self.text.project(hidden[:, rows, layout.ends])
-        return Features(pooled, self.text.project(hidden) if tokens else None)
+        how: dict[str, Any] = {"tokens": tokens, "full_context": full_context, "memory": self.memory}
+        return side_by_side([text_features(self.text, self.arch, task, one, **how) for one in sets(prompts)])
+
+    def remembering(self) -> Backbone:
+        """The same backbone, weights and all, that knows its last text features again: for scoring, batch by batch."""
+        twin = copy.copy(self)
+        twin.memory = deque(maxlen=8)
+        return twin
 
     def encode_image(
         self, x: Tensor | Features, prompts: VisionPrompts | None = None, *, tokens: Tokens = False

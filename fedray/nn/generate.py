@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedray.errors import BadInput
 from fedray.nn.backbone import Backbone
 from fedray.nn.prompts import FRAME, STD
-from fedray.types import Features, Given, Position, Prompts, Task, TextPrompts
+from fedray.types import Batching, Features, Given, Position, Prompts, Task, TextPrompts
 
 WIDENING = 4
 """Hidden width of the generator's feed-forward part, in widths of the text tower (twice that before the gate)."""
@@ -94,6 +94,7 @@ class Generated(nn.Module):
     """
 
     vision = False
+    batching: Batching = "none"  # torch's attention has no rule for vmap
 
     def __init__(self, clip: Backbone, *, n: int = 4, depth: int = 1, heads: int = 4) -> None:
         super().__init__()

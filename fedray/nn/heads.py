@@ -12,15 +12,18 @@ digits of a bfloat16 cosine would blur the logits by 0.4.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
-from fedray.nn.transport import LIMIT, TOLERANCE, Kind, Scope, check_options, transport
+from fedray.nn.transport import LIMIT, TOLERANCE, Kind, Scope, check_options, matched, transport
 from fedray.types import Features, Tokens
+
+ROOM = 2**19  # cosines at once where no gradient is asked for: they stay in a CPU's cache until the logits are made
+FEW = 64  # texts: fewer are the left factor of a product, for speed
 
 
 class Head(Protocol):
@@ -141,9 +144,21 @@ class Transport(nn.Module):
             BadInput: the image features come without tokens.
             NotConverged: a plan misses its marginals by more than `limit`.
         """
-        sim = _similarities(_unit(text.pooled), _unit(tokens_of(image)))
+        rows, patches = _unit(text.pooled), tokens_of(image)
+        few = len(patches)
+        if not torch.is_grad_enabled() and self.scope == "problem":  # what a few images need stays in the cache
+            few = ROOM // (patches.shape[1] * rows.shape[0] * rows.shape[1])
+        parts = [self._compare(rows, some) for some in patches.split(max(1, few))]
+        return _scale(self.temperature, scale) * (parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _compare(self, rows: Tensor, patches: Tensor) -> Tensor:
+        """Cosines under the plan (B, C), of texts (N, C, d) of unit length and patches (B, M, d) of any."""
+        n, c, d = rows.shape
+        lengths = torch.linalg.vector_norm(patches, dim=-1, keepdim=True).clamp_min(1e-12)
+        sim: Tensor = _Products.apply(patches, rows.reshape(n * c, d)) / lengths
+        sim = sim.unflatten(-1, (n, c)).permute(0, 3, 1, 2)  # (B, C, M, N), the classes side by side in memory
         solved = transport(
-            1 - sim.mT,
+            1 - sim,
             eps=self.eps,
             kind=self.kind,
             mass=self.mass,
@@ -151,8 +166,34 @@ class Transport(nn.Module):
             tol=self.tol,
             limit=self.limit,
             scope=self.scope,
+            ordered=False,
         )
-        return _scale(self.temperature, scale) * (solved.plan.mT * sim).sum((-2, -1))
+        return matched(solved.plan, sim)
+
+
+class _Products(torch.autograd.Function):
+    """Patches (B, M, d) times texts (R, d): (B, M, R), one product per image, so that no batch moves its bits.
+
+    The gradient of the texts is one product over all images, not a sum of one for each.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(patches: Tensor, rows: Tensor) -> Tensor:
+        if len(rows) < FEW:
+            return torch.bmm(rows.expand(len(patches), -1, -1), patches.mT).mT
+        return torch.bmm(patches, rows.mT.expand(len(patches), -1, -1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        patches, rows = ctx.saved_tensors
+        back = torch.matmul(grad, rows) if ctx.needs_input_grad[0] else None
+        return back, grad.flatten(0, 1).mT @ patches.flatten(0, 1) if ctx.needs_input_grad[1] else None
 
 
 def tokens_of(image: Features) -> Tensor:

@@ -21,7 +21,7 @@ from fedray.errors import BadInput, did_you_mean
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import own_temperature
 from fedray.nn.layout import lay
-from fedray.nn.transport import LIMIT, TOLERANCE, check_options, transport
+from fedray.nn.transport import LIMIT, TOLERANCE, check_options, matched, transport
 from fedray.types import Features, Task, TextPrompts, VisionPrompts
 
 Mode: TypeAlias = Literal["paper", "code"]
@@ -79,7 +79,7 @@ class Hierarchical(nn.Module):
         elif self.beta:
             cost = cost + self.beta * self._inner(_tokens(text).detach(), _tokens(image).detach(), mask)
         s = scale if self.temperature is None else 1 / self.temperature
-        return s * (self._solve(cost) * gain).sum((-2, -1))
+        return s * matched(self._solve(cost), gain)
 
     def _inner(self, text: Tensor, image: Tensor, mask: Tensor) -> Tensor:
         """Similarity under the token plans (B, C, V, N), a few images at a time: the problems are many."""
@@ -90,11 +90,12 @@ class Hierarchical(nn.Module):
         for some in image.split(size):
             sim = _cosines(text, some)
             cost = (1 - sim.detach()).masked_fill(~mask.unsqueeze(-2), FAR)
-            parts.append((self._solve(cost, weights) * sim).sum((-2, -1)))
+            parts.append(matched(self._solve(cost, weights), sim))
         return torch.cat(parts)
 
     def _solve(self, cost: Tensor, columns: Tensor | None = None) -> Tensor:
-        return transport(cost, b=columns, eps=self.eps, iters=self.iters, tol=TOLERANCE, limit=LIMIT).plan
+        solved = transport(cost, b=columns, eps=self.eps, iters=self.iters, tol=TOLERANCE, limit=LIMIT, ordered=False)
+        return solved.plan
 
 
 def encode_prompts(clip: Backbone, task: Task, prompts: Sequence[TextPrompts], mode: Mode) -> tuple[Features, Tensor]:

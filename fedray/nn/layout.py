@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fedray.errors import BadInput
 from fedray.types import Task, TextPrompts
@@ -27,6 +28,37 @@ class Layout(NamedTuple):
     ends: Tensor  # (C,) position of the end token
 
 
+def check_length(task: Task, prompts: TextPrompts, context: int) -> int:
+    """Tokens of the longest class with its prompt, which must fit into a tower that holds `context`.
+
+    Raises:
+        BadInput: a class name, the words and the context together are too long.
+    """
+    n, fixed = prompts.tokens.shape[-2], 0 if prompts.words is None else len(prompts.words)
+    ends, longest = _ends(task.tokens)
+    length = longest + n + fixed
+    if length > context:
+        name = repr(task.names[int(ends.argmax())])
+        raise BadInput(
+            f"class name {name} takes {longest} tokens, with {n} context tokens and {fixed} fixed words that makes "
+            f"{length}, the text tower holds {context}; take at most {max(context - longest - fixed, 0)} context "
+            f"tokens or a shorter name"
+        )
+    return length
+
+
+_ENDS: WeakIdKeyDictionary = WeakIdKeyDictionary()  # by a task's token ids: a look at the device each, at each step
+
+
+def _ends(tokens: Tensor) -> tuple[Tensor, int]:
+    """Positions (C,) of the end tokens, which have the highest id, and the most tokens of a class."""
+    if tokens not in _ENDS:
+        ends = tokens.argmax(1)
+        _ENDS[tokens] = ends, int(ends.max()) + 1
+    found: tuple[Tensor, int] = _ENDS[tokens]
+    return found
+
+
 def lay(task: Task, prompts: TextPrompts, context: int, *, full: bool = False) -> Layout:
     """Lay out all classes of a task around the prompts, in a text tower that holds `context` tokens.
 
@@ -38,16 +70,8 @@ def lay(task: Task, prompts: TextPrompts, context: int, *, full: bool = False) -
     tokens, device, n = task.tokens, task.tokens.device, prompts.tokens.shape[-2]
     words, position = prompts.words, prompts.position
     fixed = 0 if words is None else len(words)
-    ends = tokens.argmax(1)  # the end token has the highest id
-    longest = int(ends.max()) + 1
-    length = longest + n + fixed
-    if length > context:
-        name = repr(task.names[int(ends.argmax())])
-        raise BadInput(
-            f"class name {name} takes {longest} tokens, with {n} context tokens and {fixed} fixed words that makes "
-            f"{length}, the text tower holds {context}; take at most {max(context - longest - fixed, 0)} context "
-            f"tokens or a shorter name"
-        )
+    ends, longest = _ends(tokens)
+    length = check_length(task, prompts, context)
     before = {"end": n, "middle": n // 2, "front": 0}[position]
     lengths = task.lengths[:, None]
     place = torch.arange(longest, device=device)  # of [SOS] name . [EOT]

@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedray.errors import BadInput
-from fedray.types import Features, Given, Output
+from fedray.types import Batching, Features, Given, Output
 
 
 def task_loss(
@@ -73,6 +74,7 @@ class Proximal:
     """
 
     mu: float = 0.5
+    batching: ClassVar[Batching] = "ragged"  # it looks at no image
 
     def __post_init__(self) -> None:
         check_weight("mu", self.mu)
@@ -98,6 +100,7 @@ class Guidance:
     """Keeps the learned text features (N, C, d) at a small angle to the hand-written ones (C, d) of the task."""
 
     weight: float = 8.0
+    batching: ClassVar[Batching] = "ragged"  # it looks at no image
 
     def __post_init__(self) -> None:
         check_weight("weight", self.weight)

@@ -10,6 +10,7 @@ T held fixed has the gradient of the regularised optimum, which is how PLOT, Fed
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,13 +19,14 @@ from torch import Tensor
 from torch.library import custom_op
 
 from fedray.errors import BadInput
+from fedray.nn.sinkhorn import alternate
+from fedray.nn.solvers import WIDE, Stop, fill, fold, newton, room, spread
 
 Kind: TypeAlias = Literal["balanced", "partial"]
 Scope: TypeAlias = Literal["problem", "batch"]
 
 TOLERANCE, LIMIT = 1e-3, 0.1  # of the marginals, for heads: a plan is finished, is refused
-BLOCK = 5  # iterations between two looks at the error (each look waits for the device)
-CACHE = 2**18  # numbers that are iterated on at once on a CPU: they stay in its second-level cache
+CACHE = 2**19  # numbers that are iterated on at once on a CPU: they stay in its last-level cache
 
 
 class Plan(NamedTuple):
@@ -51,6 +53,7 @@ def transport(
     tol: float = 1e-3,
     limit: float | None = None,
     scope: Scope = "problem",
+    ordered: bool = True,
 ) -> Plan:
     """Solve entropic optimal transport for each (m, n) cost, in float32 at least.
 
@@ -71,6 +74,8 @@ def transport(
             enough or an error. Papers take what 100 iterations give: the heads allow more.
         scope: "problem" stops each problem alone. "batch" stops all when their mean error is at most `tol`, and
             refuses by the mean, as reference code stops (with another statistic); it couples the samples of a batch.
+        ordered: lay the plan out in memory in the same way whatever the batch, for a caller whose sums shall not depend
+            on it; `matched` needs no such copy.
 
     Raises:
         BadInput: an argument out of its range, NaN or Inf in the cost, masses that cannot be moved.
@@ -83,16 +88,40 @@ def transport(
         )
     cost = cost.detach().to(torch.promote_types(cost.dtype, torch.float32))
     m, n = cost.shape[-2:]
-    a = cost.new_full((m,), 1 / m) if a is None else _masses("a", a, m, cost)
+    given = a is not None or b is not None
+    a = cost.new_full((1,), 1 / m) if a is None else _masses("a", a, m, cost)
     b = cost.new_full((n,), 1 / n) if b is None else _masses("b", b, n, cost)
     try:
-        lead = np.broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
+        np.broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
     except ValueError:
         shapes = f"cost {tuple(cost.shape)}, a {tuple(a.shape)} and b {tuple(b.shape)}"
         raise BadInput(f"the leading axes of {shapes} do not fit; make them equal or 1") from None
-    problems = cost.expand(*lead, m, n), a.expand(*lead, m), b.expand(*lead, n)
-    refuse = tol if limit is None else limit
-    return Plan(*_solve(*problems, eps, kind == "partial", mass, iters, tol, refuse, scope == "batch"))
+    options = eps, kind == "partial", mass, iters, tol, tol if limit is None else limit, scope == "batch"
+    plan, error, used = _solve(cost, a, b, given, *options)
+    return Plan(plan.mT.contiguous().mT if ordered else plan, error, used)
+
+
+def matched(plan: Tensor, gain: Tensor) -> Tensor:
+    """Sum over m and n of plan * gain, both (..., m, n), the plan held fixed; the same bits in whatever batch."""
+    total: Tensor = _Matched.apply(plan, gain)
+    return total
+
+
+class _Matched(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(plan: Tensor, gain: Tensor) -> Tensor:
+        return fold(fold(plan * gain, -1), -1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        (plan,) = ctx.saved_tensors
+        return None, grad[..., None, None] * plan
 
 
 def check_options(eps: float, kind: str, mass: float, iters: int, tol: float, limit: float | None, scope: str) -> None:
@@ -128,6 +157,7 @@ def _solve(
     cost: Tensor,
     a: Tensor,
     b: Tensor,
+    given: bool,
     eps: float,
     partial: bool,
     mass: float,
@@ -137,25 +167,33 @@ def _solve(
     batch: bool,
 ) -> tuple[Tensor, Tensor, int]:
     """Solve the problems; opaque to autograd and vmap, for it looks at values to know when to stop."""
-    *lead, m, n = cost.shape
-    cost, a, b = cost.reshape(-1, m, n), a.reshape(-1, m), b.reshape(-1, n)
-    a, b = _check_values(cost, a, b, partial, mass)
-    logk = (cost.mT / -eps).contiguous()  # (P, n, m): a problem's rows lie together, whatever is beside it
-    chunk = max(1, len(logk) if batch or logk.is_cuda else CACHE // (m * n))
-    solved = []
-    for i in range(0, max(1, len(logk)), chunk):
-        part = (logk[i : i + chunk], a[i : i + chunk], b[i : i + chunk])
-        newton = n == 2 and not partial
-        solved.append(_newton(*part, iters, tol, batch) if newton else _alternate(*part, partial, iters, tol, batch))
-    plan, error, used = torch.cat([x[0] for x in solved]), torch.cat([x[1] for x in solved]), max(x[2] for x in solved)
+    m, n = cost.shape[-2:]
+    if not bool(cost.sum().isfinite()) and (bad := int((~cost.isfinite()).sum())):
+        raise BadInput(f"{bad} of {cost.numel()} costs are NaN or Inf; look for what made the features so")
+    b = _scaled(a, b, m, partial, mass) if given else b * mass  # uniform masses need no look at them
+    lead = np.broadcast_shapes(cost.shape[:-2], a.shape[:-1], b.shape[:-1])
+    plan, columns = _room(cost, lead, partial), cost.expand(*lead, m, n).movedim((-1, -2), (0, 1))
+    logk, p = plan.view(n, m, *lead), math.prod(lead)  # which the plan replaces
+    if n == 2 and not partial:
+        torch.sub(columns[0], columns[1], out=logk[1]).mul_(1 / eps)  # all that Newton's method needs
+    else:
+        torch.mul(columns, -1 / eps, out=logk)
+    a, b = _masses_last(a, lead), _masses_last(b, lead)
+    error, used = cost.new_empty(p), 0
+    parts = 1 if batch or plan.is_cuda else math.ceil(m * n * p / CACHE)
+    chunk = max(1, math.ceil(p / max(1, parts)))
+    for i in range(0, p, chunk):
+        part, rows, sums = (x if x.shape[-1] == 1 else x[..., i : i + chunk] for x in (plan, a, b))
+        error[i : i + chunk], its = _by_columns(part, rows, sums, partial, Stop(iters, tol, batch))
+        used = max(used, its)
     off = error.mean(0, keepdim=True) if batch else error
-    if error.numel() and not bool((off <= limit).all()):
+    if p and not bool((off <= limit).all()):
         missed = f"{int((~(off <= limit)).sum())} of {off.numel()} transport plans miss their marginals"
         worst = f"L1 error up to {float(off.max()):.1e} of the mass, limit {limit:g}"
         raise NotConverged(
             f"{missed} after {used} iterations with eps={eps:g} ({worst}); raise eps or iters, or the limit"
         )
-    return plan.mT.reshape(*lead, m, n), error.reshape(lead), used
+    return plan.view(n, m, *lead).movedim((0, 1), (-1, -2)), error.view(lead), used
 
 
 @_solve.register_vmap
@@ -163,20 +201,50 @@ def _mapped(
     info: Any, dims: tuple[int | None, ...], cost: Tensor, a: Tensor, b: Tensor, *options: Any
 ) -> tuple[tuple[Tensor, Tensor, int], tuple[int, int, None]]:
     """The mapped axis is one more leading axis; a batch that stops together stays one batch per index."""
-    problems = [
-        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-        for x, dim in zip((cost, a, b), dims, strict=False)
-    ]
-    if not options[-1]:
-        return _solve(*problems, *options), (0, 0, None)
-    plans, errors, used = zip(*(_solve(*one, *options) for one in zip(*problems, strict=True)), strict=True)
-    return (torch.stack(plans), torch.stack(errors), max(used)), (0, 0, None)
+    given = list(zip((cost, a, b), dims[:3], (2, 1, 1), strict=True))
+    if options[-1]:
+        each = [[x if dim is None else x.select(dim, k) for x, dim, _ in given] for k in range(info.batch_size)]
+        plans, errors, used = zip(*(_solve(*one, *options) for one in each), strict=True)
+        return (torch.stack(plans), torch.stack(errors), max(used)), (0, 0, None)
+    rank = max(x.dim() - (dim is not None) - own for x, dim, own in given)
+    problems = []
+    for x, dim, own in given:
+        if dim is not None:
+            x = x.movedim(dim, 0)
+            x = x[(slice(None), *(None,) * (rank + own + 1 - x.dim()))]
+        problems.append(x)
+    return _solve(*problems, *options), (0, 0, None)
 
 
-def _check_values(cost: Tensor, a: Tensor, b: Tensor, partial: bool, mass: float) -> tuple[Tensor, Tensor]:
-    if not bool(cost.sum().isfinite()) and (bad := int((~cost.isfinite()).sum())):
-        raise BadInput(f"{bad} of {cost.numel()} costs are NaN or Inf; look for what made the features so")
-    rows, columns = a.sum(-1), b.sum(-1)
+def _by_columns(logk: Tensor, a: Tensor, b: Tensor, partial: bool, stop: Stop) -> tuple[Tensor, int]:
+    """Solve by what suits the number of columns."""
+    if logk.shape[0] == 1 and not partial:
+        return spread(logk, a)
+    if logk.shape[0] == 1 and not stop.batch:  # a batch's stop is for who wants the references' iterates
+        return fill(logk, a, b, stop)
+    if logk.shape[0] == 2 and not partial:
+        return newton(logk, a, b, stop)
+    return alternate(logk, a, b, partial, stop)
+
+
+def _room(cost: Tensor, lead: Sequence[int], partial: bool) -> Tensor:
+    """Make an empty plan (n, m, P): problems beside each other where they come so, or where that is worth a copy."""
+    m, n = cost.shape[-2:]
+    p, alternates = math.prod(lead), n > (1 if partial else 2)
+    came = cost.dim() > 2 and cost.stride(-3) == 1  # as in a product with texts
+    return room(n, m, p, cost, beside=p >= WIDE and (came or alternates))
+
+
+def _masses_last(x: Tensor, lead: Sequence[int]) -> Tensor:
+    """(..., m) as (m, P), or (m, 1) where all problems have the same."""
+    if math.prod(x.shape[:-1]) == 1:
+        return x.reshape(-1, 1)
+    return x.expand(*lead, x.shape[-1]).movedim(-1, 0).reshape(x.shape[-1], -1)
+
+
+def _scaled(a: Tensor, b: Tensor, m: int, partial: bool, mass: float) -> Tensor:
+    """Scale the columns' masses to what m rows move; BadInput where they can't."""
+    rows, columns = a.sum(-1) * (m // a.shape[-1]), b.sum(-1)
     for name, x, total in (("a", a, rows), ("b", b, columns)):
         if x.numel() and not (bool(x.amin() >= 0) and bool(total.isfinite().all())):
             raise BadInput(
@@ -185,97 +253,7 @@ def _check_values(cost: Tensor, a: Tensor, b: Tensor, partial: bool, mass: float
         if not bool((total > 0).all()):
             raise BadInput(f"{name} has a sum of 0; give at least one mass above 0")
     if partial:
-        return a, b * (rows.clamp(max=mass) / columns).unsqueeze(-1)
+        return b * (rows.clamp(max=mass) / columns).unsqueeze(-1)
     if rows.numel() and (gap := float(((rows - columns).abs() / rows).max())) > 1e-4:
         raise BadInput(f"sums of a and b differ by {gap:.1e} of their size; make them equal or use kind='partial'")
-    return a, b * (rows / columns).unsqueeze(-1)
-
-
-def _fold(x: Tensor) -> Tensor:
-    """Sum over axis 1 by halves: elementwise only, so fast where that axis is short and the same for every problem."""
-    while (n := x.shape[1]) > 1:
-        half = x[:, : n // 2] + x[:, n // 2 : 2 * (n // 2)]
-        x = half if n % 2 == 0 else torch.cat([half, x[:, -1:]], 1)
-    return x
-
-
-def _alternate(
-    logk: Tensor, a: Tensor, b: Tensor, partial: bool, iters: int, tol: float, batch: bool
-) -> tuple[Tensor, Tensor, int]:
-    """Sinkhorn's alternation, ending on the columns: their sums are exact, `error` is that of the rows.
-
-    After an exact column update, v changes by at most 1 / min(a) per iteration: a block of plain iterations on a kernel
-    whose rows have maximum 1 can't overflow, and the entries it rounds to 0 are below 1e-25 of their row.
-    """
-    logu = a.log() - _logsum_columns(logk)
-    if partial:
-        logu = logu.clamp(max=0)
-    logv = b.log() - (logk + logu.unsqueeze(1)).logsumexp(-1)  # the first iteration, where anything may underflow
-    plan, error, used = torch.empty_like(logk), torch.empty_like(a[:, 0]), 1
-    tiny, total = 1e-30, b.sum(-1)
-    live = torch.arange(len(logk), device=logk.device)
-    while live.numel():
-        steps = min(BLOCK, max(iters - used, 1))
-        kernel, rows, columns = logk[live] + logv[live].unsqueeze(-1), a[live].unsqueeze(1), b[live]
-        top = kernel.amax(1, keepdim=True)
-        kernel = kernel.sub_(top).exp_()
-        cap = top.exp() if partial else top.new_full((), math.inf)  # u <= 1 in the units of this kernel
-        v = torch.ones_like(columns)
-        for _ in range(steps):
-            u = torch.minimum(rows / _fold(kernel * v.unsqueeze(-1)), cap)
-            v = (columns / (kernel * u).sum(-1).clamp_min(tiny)).clamp(max=1 / tiny)
-        used += steps
-        kernel *= v.unsqueeze(-1)
-        sums = _fold(kernel)
-        off = ((u - torch.minimum(rows / sums, cap)).abs() * sums).sum((1, 2)) / total[live]
-        plan[live], error[live], logv[live] = kernel * u, off, logv[live] + v.log()
-        live = _unfinished(live, off, tol, batch) if used < iters else live[:0]
-    return plan, error, used
-
-
-def _logsum_columns(x: Tensor) -> Tensor:
-    top = x.amax(1, keepdim=True)
-    return (_fold((x - top).exp()).log() + top).squeeze(1)
-
-
-def _unfinished(live: Tensor, off: Tensor, tol: float, batch: bool) -> Tensor:
-    """The problems that go on; those left out keep what they have, so others can't touch their bits."""
-    if batch:
-        return live[:0] if bool(off.mean() <= tol) else live
-    return live[~(off <= tol)]
-
-
-def _newton(logk: Tensor, a: Tensor, b: Tensor, iters: int, tol: float, batch: bool) -> tuple[Tensor, Tensor, int]:
-    """Balanced, two columns: one dual unknown y with sum_m a_m tanh(z_m + y) = b_1 - b_0, z = log(K_1 / K_0) / 2.
-
-    Newton inside a bracket that always holds the root, bisection where a step would leave it. z carries y, and the
-    bracket is kept relative to it: at small eps y itself is too large for float32. Rows are exact, `error` is columns'.
-    """
-    total = b.sum(-1, keepdim=True)
-    goal = (b[:, 1:] - b[:, :1]) / total
-    edge = goal.clamp(-1 + torch.finfo(goal.dtype).eps, 1 - torch.finfo(goal.dtype).eps).atanh()
-    share, z = a / total, (logk[:, 1] - logk[:, 0]) / 2
-    y = edge - (share * z).sum(-1, keepdim=True)
-    low, high = edge - z.amax(-1, keepdim=True) - y, edge - z.amin(-1, keepdim=True) - y
-    z = z + y
-    plan, error, used = torch.empty_like(logk), torch.empty_like(a[:, 0]), 0
-    live = torch.arange(len(logk), device=logk.device)
-    while live.numel():
-        steps = min(BLOCK - 1, iters - used)
-        for _ in range(steps):
-            t = z.tanh()
-            part = share * t
-            value, slope = part.sum(-1, keepdim=True) - goal, 1 - (part * t).sum(-1, keepdim=True)
-            low, high = low.where(value > 0, low.clamp(min=0)), high.where(value < 0, high.clamp(max=0))
-            step = -value / slope
-            step = step.where((step > low) & (step < high), (low + high) / 2)  # also where slope is 0
-            z, low, high = z + step, low - step, high - step
-        used += steps
-        t = z.tanh()
-        off = ((share * t).sum(-1, keepdim=True) - goal).abs().squeeze(-1)
-        plan[live] = torch.stack([1 - t, 1 + t], 1) * (share * total / 2).unsqueeze(1)
-        error[live] = off
-        on = ~(off <= tol) if not batch else (off.mean() > tol).expand_as(off)
-        live = live[on] if used < iters else live[:0]
-        z, low, high, share, goal, total = z[on], low[on], high[on], share[on], goal[on], total[on]
-    return plan, error, used
+    return b * (rows / columns).unsqueeze(-1)

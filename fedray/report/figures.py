@@ -7,7 +7,7 @@ safe for the colour-blind), marker and line, the same in every figure. No dates 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,9 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+from PIL import Image
 
 from fedray.data import partition
 from fedray.errors import BadInput
+from fedray.report import bubbles
 from fedray.report.tables import TITLES, only_seeds, sized, summary
 from fedray.track import files
 from fedray.track.names import HEADLINES, Cell, cell
@@ -155,61 +158,69 @@ def partition_bubbles(path: Path, *, names: Sequence[str] | None = None, note: s
 
     Args:
         path: a partition.parquet.
-        names: of the classes, in the order of their labels.
+        names: of the classes, in the order of their labels; written where they are few.
         note: what the caption should add, e.g. ``alpha 0.1, seed 1``.
 
     Raises:
         Unavailable: the partition is missing or damaged.
     """
     parts, labels = partition.load(path)
-    data = pd.DataFrame(partition.table(parts, labels), columns=["client", "label", "n"])
-    classes = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=0)) + 1
+    of = bubbles.held(parts, labels)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
-        panels = figure.subplots(2, 2, sharex="col", sharey="row", width_ratios=(5, 1), height_ratios=(1, 5))
-        (top, corner), (axes, side) = panels
-        corner.set_axis_off()
-        most = int(data["n"].max()) if len(data) else 1
-        room = min(NARROW * 0.68 / max(len(parts), 1), 2.0 / classes) * 72  # points between neighbours
-        shade = np.log(data["n"]) / max(np.log(most), 1e-9)
-        axes.scatter(
-            data["client"], data["label"], s=data["n"] / most * (0.95 * room) ** 2, linewidths=0,
-            c=mpl.colormaps["viridis_r"](0.2 + 0.8 * shade.to_numpy()),
-        )  # fmt: skip
-        axes.set(xlabel="Client", ylabel="Class", xlim=(-0.7, len(parts) - 0.3), ylim=(classes - 0.3, -0.7))
-        for axis, length in ((axes.xaxis, len(parts)), (axes.yaxis, classes)):
-            axis.set_major_locator(FixedLocator(range(0, length, -(-length // 16))))
-        if names is not None:
-            axes.set_yticks(range(classes), list(names)[:classes])
-        _grid(axes, "both")
-        top.bar(range(len(parts)), [len(part) for part in parts], color="#777777", width=0.7)
-        top.set_ylabel("Images")
-        totals = data.groupby("label")["n"].sum().reindex(range(classes), fill_value=0)
-        side.barh(range(classes), totals, color="#777777", height=0.7)
-        side.set_xlabel("Images")
-        text = f"{len(labels)} images, {len(parts)} clients, {classes} classes, largest bubble {most}"
+        width = WIDE if of.many or len(parts) > bubbles.ROOM else NARROW
+        figure = Figure(figsize=(width, max(3.6, 1.6 + 0.06 * min(of.classes, bubbles.MANY))), layout="constrained")
+        text = f"{of.images:,} images, {len(parts):,} clients, {of.classes} classes, largest cell {of.most:,}"
         _caption(figure, "\n".join([text, "; ".join(filter(None, [note, f"digest {partition.digest(parts)[:12]}"]))]))
-    return Drawing(figure, data)
+        bubbles.alone(figure, of, names)
+    return Drawing(figure, of.cells)
 
 
-def save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    """Writes ``name.pdf``, ``.png`` and ``.csv`` (the numbers drawn) together.
+def partition_panels(
+    dealt: Mapping[str, Sequence[NDArray[Any]]],
+    labels: NDArray[Any],
+    *,
+    names: Sequence[str] | None = None,
+    note: str = "",
+) -> Drawing:
+    """Several partitions of the same images side by side, four in a row, all on one scale.
+
+    Args:
+        dealt: the parts by title, all for the same number of clients.
+        labels: of positions 0 .. n-1, (n,) or multi-hot (n, C).
+        names: of the classes, in the order of their labels.
+        note: what the caption should add.
+    """
+    of = {title: bubbles.held(parts, labels) for title, parts in dealt.items()}
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(WIDE, 0.8 + 1.8 * -(-len(of) // bubbles.ABREAST)), layout="constrained")
+        text = f"{len(labels):,} images; bars: images of each client and of each class"
+        _caption(figure, "; ".join(filter(None, [text, note])))
+        bubbles.abreast(figure, of, names)
+    data = [one.cells.assign(partition=title) for title, one in of.items()]
+    return Drawing(figure, pd.concat(data, ignore_index=True))
+
+
+def save(drawing: Drawing, folder: Path, name: str, *, dpi: int = 300) -> list[Path]:
+    """Writes ``name.pdf``, ``.png`` (of so many dots per inch) and ``.csv`` (the numbers drawn) together.
 
     Raises:
         Unavailable: the folder can't be written.
     """
     with mpl.rc_context(RC):
         FigureCanvasAgg(drawing.figure)
-        images = {ending: _image(drawing.figure, ending, metadata) for ending, metadata in UNDATED.items()}
+        images = {ending: _image(drawing.figure, ending, metadata, dpi) for ending, metadata in UNDATED.items()}
     images["csv"] = drawing.data.to_csv(index=False).encode()
     for ending, image in images.items():
         files.replace(folder / f"{name}.{ending}", image)
     return [folder / f"{name}.{ending}" for ending in images]
 
 
-def _image(figure: Figure, ending: str, metadata: dict[str, None]) -> bytes:
+def _image(figure: Figure, ending: str, metadata: dict[str, None], dpi: int) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, metadata=metadata)
+    figure.savefig(buffer, format=ending, metadata=metadata, dpi=dpi)
+    if ending == "png":  # 256 colours look the same and take a third of the bytes
+        palette = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        palette.save(buffer := io.BytesIO(), "PNG", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 

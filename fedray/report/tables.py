@@ -10,6 +10,7 @@ behind one seed's score: without it a mean says little.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -100,8 +101,8 @@ def _row(folder: RunFolder, fields: Sequence[str]) -> dict[str, Any]:
             visits += n if metric == "comm/up_bytes" else 0
     nothing = (float("nan"), 0)
     sizes = {view: max(last.get(f"eval/{view}/{m}", nothing)[1] for m in HEADLINES) for view in ("global", "local")}
-    exams = [name for name in str(config.get("exams") or "").split(",") if name]
-    views = [view for exam in exams for view in (exam, f"{exam}_local") if f"eval/{view}/acc1" in last]
+    views = [m.split("/")[1] for m in last if re.fullmatch(r"eval/(?!global/|local/)[^/]+/acc1", m)]
+    exams = [view for view in views if not (view.endswith("_local") and view.removesuffix("_local") in views)]
     return {
         **known,
         "run": folder.run_id,

@@ -1,7 +1,8 @@
 """A thread for work that may wait and may fail: the newest item per key, one after the other, failures kept.
 
 Items name what is to be brought up to date, not what is to be added, so that doing one twice, or only its last, is
-enough.
+enough. It rests twenty times as long as it worked, so that it takes a twentieth of the caller's time at most, whatever
+one item costs; a run that is over before its first turn is done in one go at the end.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from queue import Empty, SimpleQueue
+from time import perf_counter
 from typing import Generic, TypeVar
 
 from fedray.track import files
 
 T = TypeVar("T")
+FIRST_S, MOST_S, REST = 3.0, 30.0, 20.0
+"""Seconds before the first item, and at most before the next; rest over work."""
+
 log = logging.getLogger("fedray")
 
 
@@ -29,10 +34,12 @@ class Background(Generic[T]):
         self._waiting: dict[str, T] = {}
         self._reasons: dict[str, str] = {}
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def put(self, key: str, item: T) -> None:
         """Returns at once; an older item of this key that is still waiting is dropped."""
         if self._thread is None:
+            self._closing.clear()
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
         self._queue.put((key, item))
@@ -42,6 +49,7 @@ class Background(Generic[T]):
         if self._thread is None:
             return {}
         self._queue.put(None)
+        self._closing.set()
         self._thread.join(timeout)
         slow = dict.fromkeys(list(self._waiting), f"no answer in {timeout:g} s") if self._thread.is_alive() else {}
         self._thread = None
@@ -51,9 +59,10 @@ class Background(Generic[T]):
         try:
             with ExitStack() as stack:
                 do: Callable[[T], None] | None = None
-                last = False
+                last, rest = False, FIRST_S
                 while not last:
-                    last = self._take()
+                    self._closing.wait(rest)
+                    last, start = self._take(), perf_counter()
                     for key, item in list(self._waiting.items()):
                         if key in self._reasons and not last:
                             continue  # it failed before: once more when a new item comes, or at the end
@@ -65,6 +74,7 @@ class Background(Generic[T]):
                         except Exception as error:  # whatever can go wrong out there must not touch the caller
                             self._reasons[key] = files.one_line(error)
                             log.debug("%s: %s", self._name, key, exc_info=True)
+                    rest = min(MOST_S, REST * (perf_counter() - start))
         except Exception as error:
             self._reasons[self._name] = files.one_line(error)
 

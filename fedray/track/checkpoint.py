@@ -62,7 +62,8 @@ def write(folder: Path, done: Round, rows: Mark, private: Mapping[int, tuple[int
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=0o700)
     files.write(temporary / "state.safetensors", state)
-    files.write(temporary / "manifest.json", files.to_json(body | {"self": files.sha256(files.to_json(body))}))
+    text = files.to_line(body)
+    files.write(temporary / "manifest.json", text[:-1] + b',"self":"%s"}' % files.sha256(text).encode())
     files.sync_folder(temporary)
     if target.exists():  # damaged, or of an attempt that was given up
         shutil.rmtree(target)
@@ -88,7 +89,7 @@ def manifest(path: Path) -> dict[str, Any]:
     content = json.loads((path / "manifest.json").read_bytes())
     if not isinstance(content, dict):
         raise ValueError("manifest.json is no mapping")
-    if content.pop("self", None) != files.sha256(files.to_json(content)):
+    if content.pop("self", None) != files.sha256(files.to_line(content)):
         raise ValueError("manifest.json has another SHA-256 than it says")
     if content["schema"] != files.SCHEMA:
         raise ValueError(f"manifest.json has schema version {content['schema']}, this fedray reads {files.SCHEMA}")

@@ -65,17 +65,20 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Writes a new file (mode 0600) and syncs it; a symlink in its place is refused, not followed."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Puts `data` at `path` at once: a reader, or a kill, sees the old file or the new one, never a part.
+
+    Without `sync` a crash of the machine may leave a damaged one: for what can be made again.
 
     Raises:
         Unavailable: the place can't be written.
@@ -83,7 +86,7 @@ def replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
-            write(temporary, data)
+            write(temporary, data, sync=sync)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -134,6 +137,11 @@ def sha256(data: bytes) -> str:
 def to_json(value: object) -> bytes:
     """Canonical JSON: sorted keys, readable, one final newline."""
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
+
+
+def to_line(value: object) -> bytes:
+    """Canonical JSON in one line: ten times as quick, for what grows with the number of clients."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def to_safetensors(tensors: Params) -> bytes:
@@ -210,8 +218,9 @@ def from_parquet(data: bytes) -> list[Record]:
 
 
 def to_lines(rows: Iterable[Record]) -> bytes:
-    """Rows as JSON lines; floats keep all their bits (NaN loses its sign)."""
-    return b"".join(json.dumps(row, separators=(",", ":")).encode() + b"\n" for row in rows)
+    """Rows as JSON lines; floats keep all their bits (NaN loses its sign). No metric's name has a bracket."""
+    text = json.dumps(list(rows), separators=(",", ":"))[1:-1]
+    return text.replace("],[", "]\n[").encode() + b"\n" if text else b""
 
 
 def from_lines(data: bytes, *, client: int | None = None) -> list[Record]:

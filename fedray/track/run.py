@@ -1,7 +1,7 @@
 """The run folder: one cell of a study on disk, the truth from which it resumes and from which all reports are made.
 
     runs/<study>/<run id>/
-      config.yaml env.json status.json
+      config.yaml env.json status.json data.json
       rows.jsonl                        every number of the run, appended and synced before its checkpoint counts
       rounds.parquet clients.parquet    the same rows for readers: client == GLOBAL, and the others
       ckpt/r000012/                     state.safetensors, manifest.json; the two newest
@@ -10,7 +10,7 @@
 
 Rows are appended, so a commit costs what its own rows cost. The manifest holds the length and SHA-256 of the rows that
 belong to it: what a kill left behind that is cut off by the next commit. The Parquet files are rewritten whole, so only
-when the rows have grown by a quarter, and when the run ends.
+when the rows have doubled, and when the run ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import yaml
 
 from fedray.errors import BadInput, Unavailable
 from fedray.track import checkpoint, files, layout
-from fedray.track.names import differences
+from fedray.track.names import differences, flatten
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 METRIC = re.compile(r"[a-z0-9_/]+")
 JOURNAL = "rows.jsonl"
 TABLES = ("rounds.parquet", "clients.parquet")  # of rounds (client == GLOBAL), of clients
+LOST = "agg/failed"  # updates that clients failed to send, a row of the round
 GLOBAL = -1  # fedray.types.GLOBAL, whose import would cost that of torch
 
 log = logging.getLogger("fedray")
@@ -62,7 +63,8 @@ class RunFolder:
     ) -> RunFolder:
         """Makes ``root/study/run_id`` (all folders 0700), or reopens it when it holds the same config.
 
-        `env` adds to what env.json says; only the names in `layout.ENVIRONMENT` are kept.
+        `env` adds to what env.json says; only the names in `layout.ENVIRONMENT` are kept. A field that the run's config
+        does not have is younger than the run, and has its default: with another value the run's id would be another.
 
         Raises:
             BadInput: a name is no slug, the path leaves the root, or the run was started with another config.
@@ -74,7 +76,8 @@ class RunFolder:
             if not path.exists():
                 layout.make(path, text, env or {}, config.get("rounds"))
         run = cls.open(path)
-        if different := differences(run.config, yaml.safe_load(text)):
+        wanted = yaml.safe_load(text)
+        if different := differences(flatten(wanted) | flatten(run.config), wanted):
             raise BadInput(f"run {run_id} was started with {different}; use another seed or study, or delete {path}")
         if run.status["state"] in ("failed", "interrupted"):
             run._set(state="running", error=None)
@@ -132,7 +135,10 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Read anew each time: state running|done|failed|interrupted, round, rounds, started, updated, error."""
+        """Read anew each time: state running|done|failed|interrupted, round, rounds, started, updated, error.
+
+        And failures, updates of clients that failed; forked_from, study/run@round.
+        """
         return files.read_mapping(self.path / "status.json", json.loads)
 
     def _set(self, **fields: Any) -> None:
@@ -140,9 +146,9 @@ class RunFolder:
         kept = {key: value for key, value in status.items() if value is not None or key == "rounds"}
         files.replace(self.path / "status.json", files.to_json(kept))
 
-    def begin(self) -> None:
-        """Says that the first round starts now: a folder may have waited for its turn."""
-        self._set(state="running", started=layout.now())
+    def begin(self, forked_from: str | None = None) -> None:
+        """Says that the first round starts now: a folder may have waited for its turn. `forked_from`: another run."""
+        self._set(state="running", started=layout.now(), forked_from=forked_from)
 
     def commit(self, done: Round, rows: Iterable[Row], private: Mapping[int, tuple[int, str]]) -> None:
         """Makes a finished round durable: killed at any point, `latest` finds this round or the one before.
@@ -165,8 +171,8 @@ class RunFolder:
         mark = checkpoint.Mark(done.round, self._mark.bytes + len(lines), total.hexdigest())
         with files.writing(self.path):
             files.append(self.path / JOURNAL, lines, at=self._mark.bytes)
-            if len(self._rows) + len(new) >= 1.25 * self._tabled:
-                self._write_tables([*self._rows, *new])
+            if len(self._rows) + len(new) >= 2 * self._tabled:
+                self._write_tables([*self._rows, *new], sync=False)
             checkpoint.write(self.path / "ckpt", done, mark, private)
         self._mark, self._hash = mark, total
         self._rows += new
@@ -174,11 +180,11 @@ class RunFolder:
             checkpoint.prune(self.path / "ckpt", done.round)
         self._set(state="running", round=done.round)
 
-    def _write_tables(self, rows: list[files.Record]) -> dict[str, str]:
+    def _write_tables(self, rows: list[files.Record], *, sync: bool = True) -> dict[str, str]:
         parts = ([row for row in rows if row[1] == GLOBAL], [row for row in rows if row[1] != GLOBAL])
         images = {name: files.to_parquet(part) for name, part in zip(TABLES, parts, strict=True)}
         for name, image in images.items():
-            files.replace(self.path / name, image)
+            files.replace(self.path / name, image, sync=sync)
         self._tabled = len(rows)
         return {name: files.sha256(image) for name, image in images.items()}
 
@@ -211,7 +217,8 @@ class RunFolder:
             self._rows = self._journal()
         sums = self._write_tables(self._rows)
         files.sync_folder(self.path)
-        self._set(files=sums, **fields)
+        lost = int(sum(value for _, client, metric, value, _ in self._rows if (client, metric) == (GLOBAL, LOST)))
+        self._set(files=sums, failures=lost or None, **fields)
 
     def latest(self) -> tuple[Round, checkpoint.Private] | None:
         """The newest intact checkpoint and its private states' (version, SHA-256); None when there is none yet.

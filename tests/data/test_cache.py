@@ -33,7 +33,7 @@ def forget() -> None:
 
 def entry(root: Path, name: str, size: int, age: float, kind: str = "features") -> Path:
     """A file of so many bytes, used so many seconds ago by a process that is gone."""
-    path = (root / kind / name).with_suffix(cache.ROOMS[kind])
+    path = (root / kind / name).with_suffix(cache.ROOMS[kind][0])
     path.parent.mkdir(exist_ok=True, parents=True)
     path.write_bytes(bytes(size))
     path.with_suffix(".json").write_bytes(b"{}")
@@ -54,6 +54,48 @@ def test_usage_tells_size_last_use_and_who_holds(tmp_path: Path) -> None:
     assert (second.path, second.kind, second.size, second.held) == (new, "backbones", 502, True)
     assert abs(time.time() - second.used) < 100
     assert usage(tmp_path / "nowhere") == []
+
+
+def test_everything_is_counted_and_the_oldest_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDRAY_DATA", str(tmp_path / "sets"))
+    notes = [tmp_path / "checks" / name for name in ("c.json", "d.parquet")]  # without a file that tells of their use
+    notes[0].parent.mkdir()
+    for note, age in zip(notes, (9500, 8500), strict=True):
+        note.write_bytes(bytes(300))
+        os.utime(note, (time.time() - age,) * 2)
+    middle, young = entry(tmp_path, "a", 98, 9000), entry(tmp_path, "b", 198, 8000, "backbones")
+    for foreign in ("notes.txt", "mine/deep/thesis.txt", "data/dtd/1.jpg", "sets/dtd/1.jpg"):
+        (tmp_path / foreign).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / foreign).write_bytes(bytes(1000))
+        os.utime(tmp_path / foreign, (1, 1))
+    (tmp_path / "link").symlink_to(tmp_path / "sets")
+    found = {(one.path.name, one.kind): one.size for one in usage(tmp_path)}
+    link = found.pop(("link", "other"), 0)  # counts for itself, not for what it leads to
+    assert 0 <= link < 1000
+    assert found == {
+        ("mine", "other"): 1000,
+        ("notes.txt", "other"): 1000,
+        ("c.json", "checks"): 300,
+        ("d.parquet", "checks"): 300,
+        ("a.arrow", "features"): 100,
+        ("b.safetensors", "backbones"): 200,
+    }
+    use(young)
+    assert [one.path for one in shrink(tmp_path, 2600 + link)] == [notes[0]]
+    assert [one.path for one in shrink(tmp_path, 0, recent=0)] == [middle, notes[1]]  # the rest is in use, or not ours
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {
+        "backbones/b.safetensors", "backbones/b.used", "backbones/b.json",
+        "notes.txt", "mine/deep/thesis.txt", "data/dtd/1.jpg", "sets/dtd/1.jpg",
+    }  # fmt: skip
+
+
+def test_data_sets_in_the_caches_own_folder_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDRAY_DATA", str(tmp_path))
+    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd" / "1.jpg").write_bytes(bytes(1000))
+    path = entry(tmp_path, "a", 98, 9000)
+    assert [one.path for one in usage(tmp_path)] == [path]
 
 
 def test_shrink_removes_what_was_used_longest_ago(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -323,14 +323,19 @@ SETS: dict[str, tuple[str, str]] = {
     "pets": ("images", "fedray data get pets (811 MB)"),
     "cars": (
         "cars_train",
-        "by hand (2.0 GB): its own host is gone; as CoOp's DATASETS.md lays it out",
+        "by hand (some 2.0 GB) from ai.stanford.edu/~jkrause/cars/car_dataset.html, gone; mirrors on Kaggle, "
+        "laid out as cars_train/*.jpg, cars_test/*.jpg, devkit/*.mat, cars_test_annos_withlabels.mat",
     ),
     "food101": (
         "images",
         "fedray data get food101 (5.0 GB)",
     ),
     "sun397": ("SUN397", "fedray data get sun397 (39 GB)"),
-    "ucf101": ("UCF-101-midframes", "UCF-101-midframes.zip by hand (0.6 GB) as CoOp's DATASETS.md says"),
+    "ucf101": (
+        "UCF-101-midframes",
+        "by hand (some 600 MB) from github.com/KaiyangZhou/CoOp, DATASETS.md, "
+        "laid out as UCF-101-midframes/<class>/*.jpg, ucfTrainTestlist/*.txt",
+    ),
 }
 
 

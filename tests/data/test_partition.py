@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from fedray.data.clusters import unit
 from fedray.data.dealing import dirichlet, fill, rarest
 from fedray.data.partition import (
     Cell,
@@ -281,6 +282,18 @@ def test_clusters_find_what_lies_together() -> None:
     parts = Clusters(clients=4)(Facts(truth, x), rng())
     assert sorted(len(part) for part in parts) == [10, 20, 30, 40]
     assert all(np.ptp(truth[part]) == 0 for part in parts)
+
+
+def test_many_clusters_of_many_images_are_found_in_a_few_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = rng(1).normal(size=(600, 8))
+    facts, split = Facts(np.zeros(600, int), x), Clusters(clients=20, min_size=5)
+    through = split(facts, rng())
+    monkeypatch.setattr("fedray.data.clusters.MANY", 1000)
+    short = split(facts, rng())
+    assert_set_partition(short, 20, 600)
+    assert min(map(len, short)) >= 5 and digest(short) == digest(split(facts, rng())) != digest(through)
+    scatter = [sum(((unit(x)[p] - unit(x)[p].mean(0)) ** 2).sum() for p in parts) for parts in (through, short)]
+    assert scatter[1] < 1.1 * scatter[0]
 
 
 def test_a_small_cluster_is_filled_with_the_nearest_of_the_largest() -> None:

@@ -79,7 +79,7 @@ def test_missing_classes_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "mark", "how"),
     [
-        ("optimal31", "airplane or Airplane", "by hand, some 25 MB, "),
+        ("optimal31", "airplane or Airplane", "by hand (some 25 MB) from its authors at CAS"),
         ("uc_merced", "agricultural or Agricultural", "fedray data get uc_merced (332 MB)"),
         ("resisc45", "airplane or Airplane", "fedray data get resisc45 (some 400 MB)"),
     ],

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedray.data import several
+from fedray.data.gathered import digests
 from fedray.data.partition import Iid
 from fedray.data.several import MLRS, NUS, SCENES, VOC, coco2014, mlrsnet, multiscene, nuswide, voc2007, voc2007_ignore
 from fedray.data.sources import Source, find, names
+from fedray.data.trees import remedy
 from fedray.errors import Unavailable
 from fedray.experiment import Clip, Data, Experiment, Split
 from fedray.recipe import Recipe
@@ -252,7 +253,7 @@ def test_nuswide_without_photographs_says_so(tmp_path: Path) -> None:
         nuswide(tmp_path)
     assert str(error.value) == (
         f"nuswide: no photograph of {tmp_path}/ImageList/TrainImagelist.txt in Flickr or images beside it; get them: "
-        "by hand, some 7 GB, image lists, ground truth and photographs of NUS-WIDE, from its authors at the NUS"
+        + remedy("nuswide")
     )
 
 
@@ -380,14 +381,16 @@ def test_mlrsnet_knows_its_columns(tmp_path: Path) -> None:
 # ---- all of them
 
 MISSING = {
-    "voc2007": "ImageSets/Main/aeroplane_trainval.txt in {0}; get it: fedray data get voc2007 (0.9 GB)",
-    "voc2007_ignore": "ImageSets/Main/aeroplane_trainval.txt in {0}; get it: fedray data get voc2007 (0.9 GB)",
+    "voc2007": "ImageSets/Main/aeroplane_trainval.txt in {0}; get it: fedray data get voc2007 (911 MB)",
+    "voc2007_ignore": "ImageSets/Main/aeroplane_trainval.txt in {0}; get it: fedray data get voc2007 (911 MB)",
     "coco2014": "annotations/instances_train2014.json in {0}; get it: fedray data get coco2014 (20 GB)",
-    "nuswide": "ImageList/TrainImagelist.txt in {0}; get it: " + several.NUS_PAGE,
-    "multiscene": "Tra.csv in {0}; get it: by hand, some 1 GB, MultiScene-Clean of "
-    "github.com/Hua-YS/Multi-Scene-Recognition",
-    "mlrsnet": "Labels or labels in {0}; get it: by hand, some 1.3 GB, github.com/cugbrs/MLRSNet or "
-    "data.mendeley.com/datasets/7j9bv9vwsx",
+    "nuswide": "ImageList/TrainImagelist.txt in {0}; get it: by hand (some 7.0 GB) from lms.comp.nus.edu.sg/wp-content/"
+    "uploads/2019/research/nuswide/NUS-WIDE.html, laid out as ImageList/, Groundtruth/TrainTestLabels/, "
+    "Flickr/<concept>/*.jpg",
+    "multiscene": "Tra.csv in {0}; get it: by hand (some 1.0 GB) from github.com/Hua-YS/Multi-Scene-Recognition "
+    "(MultiScene-Clean), laid out as images/*.jpg, Tra.csv, Test.csv",
+    "mlrsnet": "Labels or labels in {0}; get it: by hand (some 1.3 GB) from data.mendeley.com/datasets/7j9bv9vwsx, "
+    "laid out as Images/<scene>/*.jpg, Labels/<scene>.csv",
 }
 
 
@@ -418,4 +421,4 @@ def test_a_federated_run_is_built_from_voc(tmp_path: Path) -> None:
     assert built.labels.shape[1] == 20
     assert (built.labels == 1).any(0).all()
     assert sum(map(len, built.parts)) == len(built.labels)
-    assert built.data_digest == voc2007_ignore(tmp_path).digest
+    assert built.digests == {"voc2007_ignore": digests(voc2007_ignore(tmp_path))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from fedray.data.disk import key
+from fedray.data.gathered import digests
 from fedray.data.partition import Domains
 from fedray.data.shifted import (
     DOMAINNET,
@@ -284,6 +286,8 @@ def test_a_domain_can_be_held_out(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
         held_out(source, "photos")
     assert str(error.value) == "pacs has no domain 'photos'. Did you mean photo?"
+    rest, exam = held_out(source, "ART_painting")
+    assert (len(rest.train), np.unique(exam.domains).tolist()) == (42, [0])
     plain = Source("x", ("a",), ("{}",), Table((), np.zeros(0, np.int64)), Table((), np.zeros(0, np.int64)))
     with pytest.raises(BadInput, match=r"^x has no domain 'photo': no image of it has one; take another data set$"):
         held_out(plain, "photo")
@@ -295,6 +299,31 @@ def test_arrays_can_be_held_out_too() -> None:
     rest, exam = held_out(Source("x", ("a",), ("{}",), table, table, ("day", "night")), "night")
     assert (np.asarray(exam.images) == pixels[[1, 3, 1, 3]]).all()
     assert (np.asarray(rest.train.images) == pixels[[0, 2]]).all()
+
+
+def test_what_is_hashed_stays_so_without_a_domain(tmp_path: Path) -> None:
+    source = pacs(tree(tmp_path / "set", PACS_DOMAINS, PACS))
+    known = replace(source, train=source.train.hashed(), test=source.test.hashed())
+    for one, two in zip(held_out(known, "photo"), held_out(source, "photo"), strict=True):
+        for a, b in zip(*((x.train, x.test) if isinstance(x, Source) else (x,) for x in (one, two)), strict=True):
+            assert a.hashes is not None
+            assert b.hashes is None
+            assert a.digest == b.digest
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "text"),
+    [
+        ([0, 0], [0, 1], "x has no training images outside of domain 'day'; leave out another one"),
+        ([0, 1], [0, 0], "x has no test images outside of domain 'day'; leave out another one"),
+        ([1, 1], [1, 1], "x has no images of domain 'day'; leave out another one"),
+    ],
+)
+def test_something_must_be_left_on_both_sides(train: list[int], test: list[int], text: str) -> None:
+    pixels = np.zeros((2, 1, 1, 3), np.uint8)
+    tables = (Table(pixels, np.zeros(2, np.int64), np.array(part)) for part in (train, test))
+    with pytest.raises(BadInput, match=f"^{text}$"):
+        held_out(Source("x", ("a",), ("{}",), *tables, ("day", "night")), "day")
 
 
 def test_a_federated_run_is_built_by_domain(tmp_path: Path) -> None:
@@ -313,4 +342,4 @@ def test_a_federated_run_is_built_by_domain(tmp_path: Path) -> None:
     for k, part in enumerate(built.parts):
         assert (source.train.domains[part] == k).all()
     assert built.labels.tolist() == source.train.labels.tolist()
-    assert built.data_digest == source.digest
+    assert built.digests == {"pacs": digests(source)}

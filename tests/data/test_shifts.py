@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,12 @@ def test_shifts_read_no_global_state_and_keep_several_labels(shift: type[Table])
     np.random.seed(1)
     assert one.digest == shift(table).digest != table.digest
     assert np.array_equal(one.labels, table.labels)
+
+
+@pytest.mark.parametrize("shift", ALL)
+def test_shifts_keep_domains(shift: type[Table]) -> None:
+    table = replace(pictures(), domains=np.array([0, 2, 1, 2]))
+    assert shift(table).domains.tolist() == [0, 2, 1, 2]
 
 
 def test_their_bytes_are_fixed() -> None:

@@ -277,3 +277,31 @@ def test_even_tests_follow_the_sizes(sizes: list[int], n: int, seed: int) -> Non
     if (quota[np.array(sizes) > 0] >= 1).all():
         assert (abs(held - quota) < 1).all()
     assert all(np.array_equal(a, b) for a, b in zip(tests, even_tests(parts, n, rng(seed)), strict=True))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 99), shots=st.integers(1, 3))
+def test_shots_may_be_counted_in_each_domain(seed: int, shots: int) -> None:
+    labels, domains = np.tile(np.repeat([0, 1, 5], 4), 3), np.repeat([0, 2, 3], 12)
+    labels, domains = labels[:-4], domains[:-4]  # the last domain lacks a class
+    order = rng(seed).permutation(len(labels))
+    labels, domains = labels[order], domains[order]
+    chosen = few_shot(labels, shots, rng(seed), domains)
+    assert (np.diff(chosen) > 0).all()
+    cells, counts = np.unique(np.stack([domains, labels])[:, chosen], axis=1, return_counts=True)
+    assert cells.T.tolist() == [[d, c] for d in (0, 2, 3) for c in (0, 1, 5) if (d, c) != (3, 5)]
+    assert set(counts) == {shots}
+    hot = np.eye(6, dtype=np.int8)[labels]
+    several = few_shot(hot, shots, rng(seed), domains)
+    assert np.array_equal(np.unique(np.stack([domains, labels])[:, several], axis=1), cells)
+
+
+def test_too_few_images_of_a_domain_are_told() -> None:
+    labels, domains = np.array([0, 0, 0, 7, 7, 7]), np.array([0, 0, 1, 0, 0, 1])
+    with pytest.raises(BadInput, match=r"^class 0 of domain 1 has 1 images, 2 shots asked for; ask for 1 or fewer$"):
+        few_shot(labels, 2, rng(), domains)
+    hot = np.array([[1, 0, 1], [1, 0, 0], [0, 0, 1], [0, 0, 1], [1, 0, 0]], np.int8)
+    with pytest.raises(BadInput, match=r"^class 2 of domain 4 has 1 images, 2 shots asked for; ask for 1 or fewer$"):
+        few_shot(hot, 2, rng(), np.array([4, 4, 9, 9, 4]))
+    assert few_shot(labels, 1, rng(), domains).size == 4
+    assert few_shot(labels, None, rng(), domains).tolist() == list(range(6))

@@ -293,14 +293,14 @@ def test_home_is_the_root_then_the_environment_then_the_cache(tmp_path: Path, mo
 
 def test_sets_are_located_where_people_keep_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDRAY_DATA", str(tmp_path))
-    for root, place in ((tmp_path / "x", "x"), (tmp_path / "y", "y/old"), (None, "set/old"), (None, "old")):
+    for root, place in ((tmp_path / "x", "x"), (tmp_path / "y", "y/old"), (None, "dtd/old"), (None, "old")):
         with pytest.raises(Unavailable) as error:
-            located("set", root, ["a/mark", "b"], ["old"], "fedray data get set (1 MB)")
-        base = root or tmp_path / "set"
-        assert str(error.value) == f"set: no a/mark or b in {base}; get it: fedray data get set (1 MB)"
+            located("dtd", root, ["a/mark", "b"], ["old"])
+        base = root or tmp_path / "dtd"
+        assert str(error.value) == f"dtd: no a/mark or b in {base}; get it: fedray data get dtd (625 MB)"
         mark = tmp_path / place / "a" / "mark"
         mark.mkdir(parents=True)
-        assert located("set", root, ["a/mark", "b"], ["old"], "") == tmp_path / place
+        assert located("dtd", root, ["a/mark", "b"], ["old"]) == tmp_path / place
         mark.rmdir()
 
 

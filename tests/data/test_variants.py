@@ -113,7 +113,7 @@ def test_subsets_ask_for_their_own_200_classes(
     assert source.names == tuple(NAMES[wnid] for wnid in held)
     assert source.test.labels.tolist() == np.repeat(np.arange(200), 2).tolist()
     assert source.note == EXAM and len(source.train) == 0
-    paper = examined(name, digits(), digits(), str(tmp_path / beside))
+    paper = examined(name, digits(), digits(), {name: find(name)(tmp_path / beside)})
     assert paper.names == source.names and len(paper.test) == 400
     plant(tmp_path / beside / folder, [IDS[0]])
     with pytest.raises(Unavailable) as error:
@@ -125,14 +125,14 @@ def test_subsets_ask_for_their_own_200_classes(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("imagenet", "no images/train or train in DIR; get it: by hand from image-net.org (155 GB), val sorted into"),
+        ("imagenet", "no images/train or train in DIR; get it: by hand (some 155 GB) from image-net.org"),
         (
             "imagenetv2",
-            "no imagenetv2-matched-frequency-format-val in DIR; get it: imagenetv2-matched-frequency.tar.gz",
+            "no imagenetv2-matched-frequency-format-val in DIR; get it: fedray data get imagenetv2 (1.3 GB)",
         ),
-        ("imagenet_sketch", "no images/n01440764 or sketch/n01440764 in DIR; get it: ImageNet-Sketch.zip by hand"),
-        ("imagenet_a", "no imagenet-a in DIR; get it: imagenet-a.tar by hand (0.7 GB)"),
-        ("imagenet_r", "no imagenet-r in DIR; get it: imagenet-r.tar by hand (2.2 GB)"),
+        ("imagenet_sketch", "no images/n01440764 or sketch/n01440764 in DIR; get it: by hand (some 7.6 GB) from "),
+        ("imagenet_a", "no imagenet-a in DIR; get it: fedray data get imagenet_a (688 MB)"),
+        ("imagenet_r", "no imagenet-r in DIR; get it: fedray data get imagenet_r (2.2 GB)"),
     ],
 )
 def test_missing_sets_say_where_and_how(tmp_path: Path, name: str, message: str) -> None:

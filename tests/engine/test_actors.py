@@ -16,14 +16,15 @@ import ray
 import torch
 
 from fedray.build import Built, build
-from fedray.engine import actors
+from fedray.engine import actors, wire
 from fedray.engine.actors import Host, Lease, RayActors
 from fedray.engine.driver import claimed, drive, open_folder, run
 from fedray.engine.placement import place
 from fedray.errors import Unavailable
 from fedray.experiment import Experiment
-from fedray.fed.client import Clients
+from fedray.fed.clients import Clients
 from fedray.fed.loop import Executor, Inline
+from fedray.fed.vault import Vault
 from fedray.types import GLOBAL, Job, Result, Scores
 
 Make = Callable[..., Experiment]
@@ -131,7 +132,7 @@ def test_a_restarted_host_serves_the_run_that_asks(
         (got,) = list(hosts.fit(shared_of(second)[:1]))
     (want,) = Clients(second.setup).fit(shared_of(second)[:1])
     assert torch.equal(got.shared["prompts.shared.tokens"], want.shared["prompts.shared.tokens"]), got.shared.keys()
-    assert [p.name for p in (tmp_path / "second").iterdir()] == [str(second.clients[0])]
+    assert list(Vault(tmp_path / "second").places) == [second.clients[0]]
 
 
 def test_a_new_process_keeps_what_the_checkpoint_before_needs(
@@ -143,12 +144,12 @@ def test_a_new_process_keeps_what_the_checkpoint_before_needs(
     lease = Lease("a", [built.setup], str(tmp_path))  # type: ignore[list-item]
     client = built.clients[0]
     host = Host()
-    host.fit(lease, [Job(1, client, built.shared)])
-    host.save(lease, 1, [client])
+    host.fit(lease, wire.pack_jobs([Job(1, client, built.shared)]))
     host = Host()  # killed in round 2
-    host.fit(lease, [Job(2, client, built.shared)])
-    host.save(lease, 2, [client])  # and the driver dies before it commits round 2
-    assert sorted(p.stem for p in (tmp_path / str(client)).iterdir()) == ["000001", "000002"]
+    host.fit(lease, wire.pack_jobs([Job(2, client, built.shared)]))  # and the driver dies before it commits round 2
+    host = Host()
+    host.fit(lease, wire.pack_jobs([Job(3, client, built.shared)]))
+    assert Vault(tmp_path).versions(client) == [1, 2, 3]
 
 
 @pytest.mark.ray
@@ -199,11 +200,11 @@ def test_device_is_the_cpu_without_cuda_and_limits_memory_with_it(monkeypatch: p
 
 
 def test_large_payloads_go_through_the_object_store_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored: list[list[Job]] = []
-    monkeypatch.setattr(ray, "put", lambda jobs: stored.append(jobs) or "reference")
+    stored: list[wire.Jobs] = []
+    monkeypatch.setattr(ray, "put", lambda message: stored.append(message) or "reference")
     one = {"a": torch.zeros(20_000)}  # 80 kB
-    same = [Job(1, k, one) for k in range(5)]
-    assert actors._payload(same) is same
-    different = [Job(1, k, {"a": torch.zeros(20_000)}) for k in range(5)]
-    assert actors._payload(different) == "reference"
+    same = wire.pack_jobs([Job(1, k, one) for k in range(5)])
+    assert actors._sendable(same) is same
+    different = wire.pack_jobs([Job(1, k, {"a": torch.zeros(20_000)}) for k in range(5)])
+    assert actors._sendable(different) == "reference"
     assert stored == [different]

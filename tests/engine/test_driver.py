@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from fedray import Experiment, run
+from fedray.build import build
 from fedray.engine import driver
 from fedray.engine.driver import claimed, open_folder, summary
 from fedray.errors import BadInput, Unavailable
 from fedray.fed.client import Diverged
+from fedray.track import checkpoint
+from fedray.types import GLOBAL
 
 Make = Callable[..., Experiment]
 Find = Callable[[str], set[int]]
@@ -103,7 +106,136 @@ def test_other_data_is_refused(make: Make, tmp_path: Path, cache: Path, monkeypa
         next(run(make(), runs=tmp_path, placement="inline", cache=cache).rounds)
 
 
+# ---- forks ----
+
+
+@pytest.mark.parametrize(("at", "kind"), [(2, "fedotp"), (1, "fedotp"), (2, "fedrsclip")])
+def test_a_fork_without_change_is_the_run_gone_on(at: int, kind: str, make: Make, tmp_path: Path, cache: Path) -> None:
+    """Private states and the server's (others' prompts, of fedrsclip) are those of the checkpoint."""
+    changes: dict[str, object] = {"method": kind, "method.n_ctx": 2, "rounds": 2}
+    source = run(make(**changes), runs=tmp_path / "forked", placement="inline", cache=cache)
+    list(source.rounds)
+    before = source.folder.digest()
+    longer = make(**changes | {"rounds": 4})
+    e = longer.override(forked_from=f"single/{source.folder.run_id}@{at}")
+    started = run(e, runs=tmp_path / "forked", placement="inline", cache=cache)
+    assert [r.round for r in started.rounds] == list(range(at + 1, 5))
+    assert started.folder.digest() == finish(longer, tmp_path / "plain", cache)
+    assert source.folder.digest() == before
+    assert source.folder.latest() is not None
+    assert {path.stat().st_mode & 0o777 for path in started.folder.private_dir.iterdir()} == {0o600}
+
+
+def test_a_fork_cut_short_is_done_again(
+    make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = run(make(rounds=2), runs=tmp_path / "forked", placement="inline", cache=cache)
+    list(source.rounds)
+    e = make(rounds=3, forked_from=f"single/{source.folder.run_id}@2")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "write", die)
+        list(run(e, runs=tmp_path / "forked", placement="inline", cache=cache).rounds)
+    assert [r.round for r in run(e, runs=tmp_path / "forked", placement="inline", cache=cache).rounds] == [3]
+
+
+def test_a_damaged_checkpoint_is_not_forked(make: Make, tmp_path: Path, cache: Path) -> None:
+    source = run(make(rounds=2), runs=tmp_path, placement="inline", cache=cache)
+    list(source.rounds)
+    there = source.folder.path / "ckpt" / "r000002"
+    (there / "state.safetensors").write_bytes(b"x")
+    e = make(rounds=3, forked_from=f"single/{source.folder.run_id}@2")
+    with pytest.raises(Unavailable) as error:
+        list(run(e, runs=tmp_path, placement="inline", cache=cache).rounds)
+    assert str(error.value) == (
+        f"{there} can't be read (state.safetensors has another SHA-256 than its manifest says); "
+        "fork from the other round with --fork-round"
+    )
+
+
+def test_fewer_clients_than_before_are_not_forked(make: Make, tmp_path: Path, cache: Path) -> None:
+    source = run(make(rounds=1, fraction=1), runs=tmp_path, placement="inline", cache=cache)
+    list(source.rounds)
+    e = make(rounds=3, forked_from=f"single/{source.folder.run_id}@1", **{"partition.clients": 3})
+    with pytest.raises(BadInput, match=r"client 4 of run fedotp-\w+ is none of today's 3; raise partition.clients to"):
+        list(run(e, runs=tmp_path, placement="inline", cache=cache).rounds)
+
+
 # ---- on Ray ----
+
+MOODY = '''"""Moody: a context whose training breaks, or takes its time, for whoever holds a class."""
+
+import time
+
+from fedray.method import PromptMethod
+from fedray.nn.heads import Cosine
+from fedray.nn.prompts import TextContext
+
+
+def moody(clip, *, n_ctx: int = 2, breaks: int = -1, sleeps: int = -1, seconds: float = 0.0):
+    def mood(method, given, x, y, out):
+        if (y == breaks).any():
+            raise MemoryError("too much")
+        if (y == sleeps).any():
+            time.sleep(seconds)
+        return {}
+
+    return PromptMethod(TextContext(clip, n=n_ctx), Cosine(), penalties=[mood])
+'''
+
+
+def moody(make: Make, tmp_path: Path, cache: Path, **changes: object) -> tuple[Experiment, list[int]]:
+    """An experiment with a client that is in a mood, and that client."""
+    (tmp_path / "moody.py").write_text(MOODY)
+    fields = {"partition": "pathological", "partition.classes_per_client": 2, "fraction": 1, "rounds": 2}
+    e = make(**{"method": str(tmp_path / "moody.py"), **fields, **changes})
+    built = build(e, cache=cache)
+    held = next(v for k, v in e.method.options.items() if k in ("breaks", "sleeps") and v >= 0)
+    return e, [k for k in built.clients if held in built.labels[built.parts[k]]]
+
+
+@pytest.mark.ray
+def test_a_client_that_raises_in_an_actor_is_left_out(
+    make: Make, tmp_path: Path, cache: Path, cluster: None, workers: Find, caplog: pytest.LogCaptureFixture
+) -> None:
+    e, bad = moody(make, tmp_path, cache, **{"method.breaks": 3, "failure.policy": "retry", "failure.then": "drop"})
+    assert 0 < len(bad) < 5
+    started = run(e, runs=tmp_path / "ray", placement="packed", actors=2, cache=cache)
+    for done in started.rounds:
+        failed = [row.client for row in done.rows if row.metric == "agg/failed" and row.client != GLOBAL]
+        assert failed == bad
+        assert summary(done)["agg/accepted"] == 5 - len(bad)
+    lines = [f"round {r}, client {k}: MemoryError: too much; left out" for r in (1, 2) for k in bad]
+    assert sorted(caplog.messages) == lines
+    text = (started.folder.path / "log.txt").read_text()
+    assert text.count('raise MemoryError("too much")') == len(lines)
+    assert (started.folder.status["state"], started.folder.status["failures"]) == ("done", len(lines))
+    assert started.folder.digest() == finish(e, tmp_path / "inline", cache)
+
+
+@pytest.mark.ray
+def test_a_straggler_past_the_deadline_is_left_out(
+    make: Make, tmp_path: Path, cache: Path, cluster: None, workers: Find
+) -> None:
+    """Late in round 1; its host still at it when round 2 begins; there again in round 3, and late again."""
+    fields = {"method.sleeps": 3, "method.seconds": 11.0, "failure.deadline_s": 5.0, "rounds": 3}
+    e, (slow,) = moody(make, tmp_path, cache, **fields, **{"split.shots": 2, "local.batch": 64})
+    started = run(e, runs=tmp_path / "ray", placement="packed", actors=2, cache=cache)
+    beside = set(started.placement.hosts[started.placement.host(slow)])
+    done = list(started.rounds)
+    for each in done:
+        failed = {row.client for row in each.rows if row.metric == "agg/failed" and row.client != GLOBAL}
+        assert slow in failed <= beside
+        assert summary(each)["agg/failed/deadline"] == len(failed)
+        assert summary(each)["agg/accepted"] == 5 - len(failed)
+    assert ["agg/late" in summary(each) for each in done] == [False, False, True]
+    text = (started.folder.path / "log.txt").read_text()
+    assert f" round 1, client {slow}: not done within 5 s; left out\n" in text
+    assert f" round 2, client {slow}: its host is still at an earlier round; left out\n" in text
+    assert started.folder.status["state"] == "done"
 
 
 @pytest.mark.ray

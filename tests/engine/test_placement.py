@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedray.engine.placement import ACTOR_BYTES, fraction, place
+from fedray.engine.placement import ACTOR_BYTES, Need, fraction, place
 from fedray.errors import BadInput
 
 
@@ -79,3 +79,56 @@ def test_mistakes(kind: str, options: dict[str, int], text: str) -> None:
     with pytest.raises(BadInput) as error:
         place(kind, 5, cpus=2, **options)  # type: ignore[arg-type]
     assert str(error.value) == text
+
+
+# ---- measured ----
+
+GB = 1 << 30
+
+
+def test_what_was_measured_takes_the_place_of_the_guess() -> None:
+    placement = place("auto", 10, cpus=8, memory=10 * GB, need=Need(3 * GB))
+    assert len(placement.hosts) == 3
+    assert placement.reason == "3 actors for 8 CPUs, 3.0 GB each as measured, as many as free memory holds (10.0 GB)"
+    assert len(place("auto", 10, cpus=8, memory=10 * GB, need=Need(GB // 4)).hosts) == 8
+
+
+def test_gpus_hold_what_was_measured() -> None:
+    need = Need(GB, 6 * GB, 16 * GB)
+    packed = place("auto", 10, cpus=8, gpus=4, memory=64 * GB, need=need)
+    assert (len(packed.hosts), packed.num_gpus) == (4, 1)
+    exclusive = place("exclusive", 8, cpus=8, gpus=4, memory=64 * GB, need=need)
+    assert (len(exclusive.hosts), exclusive.num_gpus) == (8, 0.5)
+    assert exclusive.num_gpus * need.gpu_memory >= need.gpu  # the limit that each actor gets holds what it needs
+    with pytest.raises(BadInput, match=r"exclusive needs 9 actors, free memory holds 8, 1\.0 GB each as measured"):
+        place("exclusive", 9, cpus=8, gpus=4, memory=64 * GB, need=need)
+
+
+@pytest.mark.parametrize(
+    ("kind", "need", "options", "text"),
+    [
+        (
+            "auto",
+            Need(9 * GB),
+            {},
+            "one actor takes 9.0 GB as measured, 8.0 GB are free; use a smaller local.batch, or",
+        ),
+        ("auto", Need(GB, 9 * GB, 8 * GB), {"gpus": 2}, "one actor takes 9.0 GB of a GPU as measured, it has 8.0 GB;"),
+        (
+            "auto",
+            Need(GB, 5 * GB, 8 * GB),
+            {"gpus": 0.5},
+            "one actor takes 5.0 GB of a GPU as measured, it has 4.0 GB;",
+        ),
+        (
+            "packed",
+            Need(3 * GB),
+            {"actors": 4},
+            "4 actors asked for, free memory holds 2, 3.0 GB each as measured; use",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(kind: str, need: Need, options: dict[str, float], text: str) -> None:
+    with pytest.raises(BadInput) as error:
+        place(kind, 5, cpus=8, memory=8 * GB, need=need, **options)  # type: ignore[arg-type]
+    assert str(error.value).startswith(text)

@@ -17,14 +17,14 @@ import psutil
 import pytest
 import ray
 import torch
-from safetensors.torch import load_file, save_file
 
 from fedray import Experiment
 from fedray.build import Built, build
 from fedray.engine.actors import RayActors
 from fedray.engine.driver import claimed, drive, open_folder
 from fedray.engine.placement import place
-from fedray.fed.client import Clients
+from fedray.fed.clients import Clients
+from fedray.fed.vault import Vault
 from fedray.method import parameters, split
 from fedray.types import Job
 
@@ -64,10 +64,11 @@ def experiment(make: Make, tmp_path: Path) -> Experiment:
 
 def plant(folder: Path, built: Built, kept: Callable[[int], dict[str, torch.Tensor]]) -> None:
     """A private state from before round 1, for every client."""
+    vault = Vault(folder)
     for client in built.clients:
-        (folder / str(client)).mkdir(mode=0o700)
         _, initial = split(parameters(built.setup.method), built.setup.method.private)
-        save_file({**initial, **kept(client)}, folder / str(client) / "000000.safetensors")
+        vault.put(client, 0, {**initial, **kept(client)})
+    vault.flush()
 
 
 class Overheard:
@@ -138,7 +139,8 @@ def test_trained_private_states_stay_where_they_are(
     # what must not be found: the pattern, and each client's trained private prompt
     needles = [content(pattern(k)) for k in built.clients]
     for k in built.clients:
-        last = load_file(folder.private_dir / str(k) / "000003.safetensors")
+        last = Vault(folder.private_dir).before(k, 4)
+        assert last is not None
         assert torch.equal(last["prompts.secret"], pattern(k))  # else the test would look for nothing
         needles += [content(v)[:32] for n, v in last.items() if n.startswith("prompts.local.")]
     assert len(needles) == 2 * len(built.clients)
@@ -165,7 +167,7 @@ def test_trained_private_states_stay_where_they_are(
         assert not any(holders(path, needle) if path.is_dir() else needle in path.read_bytes() for path in elsewhere)
     assert driver.heard
     assert stat.S_IMODE(folder.private_dir.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(p.stat().st_mode) for p in folder.private_dir.iterdir()} == {0o700}
+    assert {stat.S_IMODE(p.stat().st_mode) for p in folder.private_dir.iterdir()} == {0o600}
 
 
 def test_what_is_sent_does_not_depend_on_a_private_state_that_nothing_uses(

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image
 
 from fedray import Experiment, run
 from fedray.engine.sweep import Progress, sweep
@@ -91,6 +92,18 @@ def test_a_grid_runs_warm_and_once_and_survives_a_cell_that_fails(
 
     again = sweep(cells[:2], **options, show=news.append)
     assert (again.skipped, again.failed) == ([0, 1], {})
+
+
+@pytest.mark.ray
+def test_a_relative_path_means_the_same_in_a_trial(make: Make, tmp_path: Path, cache: Path, cluster: None) -> None:
+    for name, shade in (("dark", 20), ("light", 220)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("RGB", (16, 16), (shade + i,) * 3).save(tmp_path / "images" / name / f"{i}.png")
+    root = os.path.relpath(tmp_path / "images")
+    cell = make(**{"data.name": "folder", "data.root": root, "partition.clients": 2, "rounds": 1, "fraction": 1.0})
+    done = sweep([cell], study="s", runs=tmp_path / "runs", cache=cache)
+    assert (done.failed, done.folders[0].status["state"]) == ({}, "done")
 
 
 SWEEP = """

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedray.fed.client import Clients, Diverged, factor, fit, open_world, score, threads
+from fedray.fed.client import Diverged, factor, fit, open_world, score, threads
+from fedray.fed.clients import Clients
 from fedray.fed.local import Local
 from fedray.method import load, parameters, split
 from fedray.types import GLOBAL, Given, Job
@@ -114,6 +115,7 @@ def test_private_states_survive_the_process(made, tmp_path):
     shared, _ = parts(open_world(setup))
     one = Clients(setup, tmp_path / "private")
     list(one.fit([Job(1, 0, shared)]))
+    one.vault.save(1)
     expected = next(one.fit([Job(2, 0, shared)]))
     other = Clients(setup, tmp_path / "private")  # as after a crash
     got = next(other.fit([Job(2, 0, shared)]))

@@ -13,8 +13,7 @@ from fedray.data.augment import augmented
 from fedray.data.features import Samples, store
 from fedray.data.sources import digits
 from fedray.errors import BadInput
-from fedray.fed import client
-from fedray.fed.client import Setup, World, fit, open_world, score
+from fedray.fed.client import Setup, World, fit, lesson, open_world, score, visit
 from fedray.fed.local import Local
 from fedray.fed.seeds import rng
 from fedray.method import split
@@ -32,7 +31,8 @@ def setup(made, tmp_path: Path) -> Setup:
 
 
 def lessons(setup: Setup, round: int = 1, client_: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [*client._lessons(open_world(setup), Job(round, client_, {}))]
+    world, plan = open_world(setup), visit(setup, Job(round, client_, {}))
+    return [lesson(world, [plan], step) for step in range(len(plan.batches))]
 
 
 def seen(setup: Setup, round: int, client_: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.errors import BadInput
-from fedray.fed.loop import BadUpdate, Inline, check, cohort, rounds
+from fedray.fed.loop import Inline, cohort, rounds
 from fedray.fed.server import FedAvg
-from fedray.types import GLOBAL, Job, Result, Scores
+from fedray.types import GLOBAL, Result, Scores
 
 
 class Shuffled:
@@ -145,20 +145,35 @@ def test_no_clients_is_told():
         cohort([], 1.0, 0, 1)
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"round": 2}, "got the update of round 2"),
-        ({"shared": {}}, "parameters \\[\\] differ from \\['p'\\]"),
-        ({"shared": {"p": torch.zeros(3)}}, r"p has shape \(3,\), not \(2,\)"),
-        ({"shared": {"p": torch.tensor([1.0, math.inf])}}, "p is not finite; lower local.lr"),
-    ],
-)
-def test_a_bad_update_never_reaches_the_sum(change, text):
-    good = Result(1, 5, 3, {"p": torch.zeros(2)}, {})
-    check(Job(1, 5, {"p": torch.zeros(2)}), good)
-    with pytest.raises(BadUpdate, match=f"round 1, client 5: {text}"):
-        check(Job(1, 5, {"p": torch.zeros(2)}), good._replace(**change))
+class Eager(MadeUp):
+    """As actors do: at work as soon as it is asked. Writes down what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def fit(self, jobs):
+        self.asked.append(("fit", jobs[0].round))
+        return iter(list(super().fit(jobs)))
+
+    def score(self, jobs):
+        self.asked.append(("score", jobs[0].round))
+        return iter(list(super().score(jobs)))
+
+
+def test_the_next_round_is_under_way_while_the_caller_has_this_one():
+    eager = Eager()
+    made_up = rounds({"p": torch.zeros(1)}, FedAvg(), eager, clients=range(2), total=3)
+    seen = []
+    for done in made_up:
+        seen.append((done.round, list(eager.asked)))
+        eager.asked.clear()
+    assert seen == [
+        (1, [("fit", 1), ("score", 1), ("fit", 2)]),
+        (2, [("score", 2), ("fit", 3)]),
+        (3, [("score", 3)]),
+    ]
+    plain = list(rounds({"p": torch.zeros(1)}, FedAvg(), MadeUp(), clients=range(2), total=3))
+    assert torch.equal(done.shared["p"], plain[-1].shared["p"])
 
 
 def test_local_training_shares_nothing(made, tmp_path):

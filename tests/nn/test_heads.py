@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedray.errors import BadInput
+from fedray.nn import heads
 from fedray.nn.heads import Cosine, Transport
 from fedray.nn.transport import NotConverged, transport
 from fedray.types import Features
@@ -128,9 +129,14 @@ def test_bfloat16_features_are_compared_in_float32(head: Cosine | Transport) -> 
 
 
 @pytest.mark.parametrize("head", [Transport(), Transport(kind="partial", mass=0.8)])
-def test_an_image_has_the_same_bits_in_any_batch(head: Transport) -> None:
-    text, image = (cast(x, torch.float32) for x in features(2, b=7, c=10, m=49, d=64))
+@pytest.mark.parametrize("c", [10, 40])  # fewer and more texts than decide which factor of the product is left
+def test_an_image_has_the_same_bits_in_any_batch(head: Transport, c: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, image = (cast(x, torch.float32) for x in features(2, b=7, c=c, m=49, d=64))
     logits = head(text, image, SCALE)
+    monkeypatch.setattr(heads, "ROOM", 1)  # one image at a time
+    assert torch.equal(head(text, image, SCALE), logits)
+    with torch.no_grad():
+        assert torch.equal(head(text, image, SCALE), logits)
     for part in (slice(0, 1), slice(3, 7)):
         assert torch.equal(head(text, Features(image.pooled[part], image.tokens[part]), SCALE), logits[part])
 
@@ -147,6 +153,29 @@ def test_clients_as_a_batch_agree_with_the_loop(head: Cosine | Transport) -> Non
     mapped = torch.func.vmap(torch.func.grad(loss))(pooled, tokens)
     looped = torch.stack([torch.func.grad(loss)(p, t) for p, t in zip(pooled, tokens, strict=True)])
     torch.testing.assert_close(mapped, looped)
+
+
+@pytest.mark.parametrize("scope", ["problem", "batch"])
+@pytest.mark.parametrize(("kind", "mass"), [("balanced", 1.0), ("partial", 0.8)])
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("shared", ["images", "texts", "nothing"])
+def test_what_all_clients_share_may_stay_unstacked(kind: str, mass: float, scope: str, n: int, shared: str) -> None:
+    stacked = [features(n, seed=k, c=30) for k in range(3)]
+    pooled = torch.stack([text.pooled for text, _ in stacked])
+    tokens = torch.stack([image.tokens for _, image in stacked])
+    pooled, tokens = pooled[0] if shared == "texts" else pooled, tokens[0] if shared == "images" else tokens
+    head = Transport(kind=kind, mass=mass, scope=scope, limit=1.0)
+
+    def loss(p: Tensor, t: Tensor) -> Tensor:
+        return head(Features(p), Features(t.mean(1), t), SCALE).logsumexp(-1).mean()
+
+    dims = (None if shared == "texts" else 0, None if shared == "images" else 0)
+    both = torch.func.grad(loss, argnums=(0, 1))
+    mapped = torch.func.vmap(both, in_dims=dims)(pooled, tokens)
+    for k in range(3):
+        alone = both(pooled if shared == "texts" else pooled[k], tokens if shared == "images" else tokens[k])
+        for one, all_ in zip(alone, mapped, strict=True):
+            torch.testing.assert_close(all_[k], one)
 
 
 def test_heads_learn_nothing_and_say_what_they_read() -> None:

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedray.errors import BadInput
-from fedray.nn.transport import NotConverged, transport
+from fedray.nn import sinkhorn
+from fedray.nn import transport as module
+from fedray.nn.transport import NotConverged, matched, transport
 
 
 def costs(*shape: int, seed: int = 0, spread: float = 0.25, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -64,9 +66,19 @@ class TestOracles:
         cost = costs(5, 30, n)
         a = torch.full((30,), 1 / 30, dtype=torch.float64)
         b = torch.full((n,), 0.8 / n, dtype=torch.float64)
-        solved = transport(cost, kind="partial", mass=0.8, eps=eps, iters=iters, tol=1e-15, limit=1)
+        scope = "batch" if n == 1 else "problem"  # else one column is solved in one unknown
+        solved = transport(cost, kind="partial", mass=0.8, eps=eps, iters=iters, tol=1e-15, limit=1, scope=scope)
         for c, plan in zip(cost, solved.plan, strict=True):
             torch.testing.assert_close(plan, plain_partial(c, a, b, eps, iters), atol=1e-12, rtol=1e-9)
+
+    @pytest.mark.parametrize(("eps", "spread"), [(1.0, 0.25), (0.1, 0.25), (0.05, 0.1)])
+    def test_one_partial_column_is_the_references_limit(self, eps: float, spread: float) -> None:
+        cost = costs(5, 30, 1, spread=spread)
+        a, b = (torch.full((n,), mass, dtype=torch.float64) for n, mass in ((30, 1 / 30), (1, 0.6)))
+        solved = transport(cost, kind="partial", mass=0.6, eps=eps, tol=1e-12)
+        assert solved.iterations < 30
+        for c, plan in zip(cost, solved.plan, strict=True):
+            torch.testing.assert_close(plan, plain_partial(c, a, b, eps, 3000), atol=1e-10, rtol=0)
 
     def test_partial_tends_to_the_linear_programme(self) -> None:
         ot = pytest.importorskip("ot")
@@ -191,6 +203,28 @@ class TestNeverSilentlyWrong:
         cost = costs(200, 196, 2, spread=spread, dtype=torch.float32)
         assert float(transport(cost, eps=eps).error.max()) <= 1e-3
 
+    @pytest.mark.parametrize("eps", [1e-4, 1e-3, 1e-2, 0.1, 1])
+    @pytest.mark.parametrize("spread", [0.02, 0.25, 1.0])
+    @pytest.mark.parametrize("mass", [0.01, 0.8, 1.0])
+    def test_one_partial_column_always_converges_in_float32(self, eps: float, spread: float, mass: float) -> None:
+        cost = costs(200, 196, 1, spread=spread, dtype=torch.float32)
+        solved = transport(cost, eps=eps, kind="partial", mass=mass)
+        torch.testing.assert_close(solved.plan.sum((1, 2)), torch.full((200,), mass), atol=1e-3 * mass, rtol=0)
+        assert float(solved.plan.max()) <= 1 / 196
+
+    @pytest.mark.parametrize(("kind", "mass"), [("balanced", 1.0), ("partial", 0.8)])
+    @pytest.mark.parametrize("n", [2, 3])
+    def test_plain_kernels_are_the_logarithms(
+        self, kind: str, mass: float, n: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A kernel of a small range is iterated on as it is; made to take the other way, a problem ends the same."""
+        cost = torch.cat([costs(20, 49, n, dtype=torch.float32), 1000 + costs(3, 49, n, dtype=torch.float32)])
+        plain = transport(cost, kind=kind, mass=mass, limit=1)
+        monkeypatch.setattr(sinkhorn, "TAME", -1.0)
+        logs = transport(cost, kind=kind, mass=mass, limit=1)
+        assert logs.iterations == plain.iterations
+        torch.testing.assert_close(logs.plan, plain.plan, atol=1e-7, rtol=1e-4)
+
     def test_not_converged_says_what_helps(self) -> None:
         with pytest.raises(NotConverged) as caught:
             transport(costs(8, 49, 3), eps=0.002, iters=20)
@@ -250,9 +284,26 @@ class TestBatching:
         draw = torch.Generator().manual_seed(0)
         for pick in ([5], [36], list(range(3, 20)), torch.randperm(37, generator=draw).tolist()):
             assert torch.equal(transport(cost[pick], **options).plan, plan[pick])
-        monkeypatch.setattr("fedray.nn.transport.CACHE", 1)  # one problem at a time
+        monkeypatch.setattr(module, "CACHE", 1)  # one problem at a time
         assert torch.equal(transport(cost, **options).plan, plan)
+        monkeypatch.undo()
+        monkeypatch.setattr(module, "WIDE", 2)  # problems beside each other in memory, not each one's rows together
+        assert torch.equal(transport(cost.movedim(0, -1).contiguous().movedim(-1, 0), **options).plan, plan)
         assert torch.equal(transport(cost.mT.contiguous().mT, **options).plan, plan)
+
+    def test_an_ordered_plan_has_one_order(self) -> None:
+        cost = costs(9, 3, module.WIDE, dtype=torch.float32).movedim(-1, 0)  # as in a product with texts
+        assert {transport(cost[:p].clone()).plan.stride()[1:] for p in (1, 5, module.WIDE)} == {(1, 9)}
+        assert transport(cost, ordered=False).plan.stride(0) == 1
+        assert torch.equal(transport(cost, ordered=False).plan, transport(cost).plan)
+
+    def test_matched_has_the_same_bits_in_any_company(self) -> None:
+        cost, gain = (costs(49, 3, 300, seed=k, dtype=torch.float32).movedim(-1, 0) for k in range(2))
+        whole = matched(transport(cost, ordered=False).plan, gain)
+        assert torch.equal(matched(transport(cost).plan, gain), whole)
+        for pick in ([5], list(range(3, 20))):
+            assert torch.equal(matched(transport(cost[pick], ordered=False).plan, gain[pick]), whole[pick])
+        torch.testing.assert_close(whole, (transport(cost).plan * gain).sum((1, 2)))
 
     def test_scope_batch_stops_by_the_mean(self) -> None:
         cost = torch.cat([costs(20, 49, 3, spread=0.01), costs(1, 49, 3, spread=0.5)])
@@ -278,6 +329,14 @@ class TestBatching:
         mapped = torch.func.vmap(lambda x: transport(cost, b=x).plan)(b)
         assert torch.equal(mapped, torch.stack([transport(cost, b=x).plan for x in b]))
 
+    def test_vmap_over_costs_and_masses_of_other_ranks(self) -> None:
+        cost, draw = costs(2, 4, 9, 3), torch.Generator().manual_seed(0)
+        a = torch.rand(2, 9, generator=draw, dtype=torch.float64).softmax(-1)
+        b = torch.rand(4, 2, 3, generator=draw, dtype=torch.float64).softmax(-1)
+        mapped = torch.func.vmap(lambda c, x, y: transport(c, a=x, b=y).plan, in_dims=(0, 0, 1))(cost, a, b)
+        looped = torch.stack([transport(c, a=x, b=y).plan for c, x, y in zip(cost, a, b.unbind(1), strict=True)])
+        assert torch.equal(mapped, looped)
+
     def test_the_plan_is_a_constant_for_autograd(self) -> None:
         sim = (1 - costs(6, 3)).requires_grad_()
         plan = transport(1 - sim).plan
@@ -285,16 +344,22 @@ class TestBatching:
         (plan * sim).sum().backward()
         assert torch.equal(sim.grad, plan)
 
-    def test_fixed_plan_is_the_gradient_of_the_regularised_optimum(self) -> None:
+    @pytest.mark.parametrize(
+        ("kind", "n"), [("balanced", 2), ("balanced", 3), ("partial", 1), ("partial", 2), ("partial", 3)]
+    )
+    def test_fixed_plan_is_the_gradient_of_the_regularised_optimum(self, kind: str, n: int) -> None:
         """The envelope theorem, by central differences of <T, C> + eps sum T log T."""
-        cost, eps, h = costs(5, 3), 0.2, 1e-4
+        cost, h = costs(5, n), 1e-4
+        options = {"kind": kind, "mass": 0.7 if kind == "partial" else 1.0, "eps": 0.2, "iters": 20_000, "tol": 1e-13}
 
         def optimum(c: Tensor) -> float:
-            plan = transport(c, eps=eps, iters=20_000, tol=1e-13).plan
-            return float((plan * c).sum() + eps * (plan * plan.log()).sum())
+            plan = transport(c, **options).plan
+            return float((plan * c).sum() + 0.2 * (plan * plan.log()).sum())
 
-        plan = transport(cost, eps=eps, iters=20_000, tol=1e-13).plan
-        for i, j in ((0, 0), (3, 2), (4, 1)):
+        leaf = cost.clone().requires_grad_()
+        matched(transport(leaf, **options).plan, leaf).backward()
+        for i, j in ((0, 0), (3, n - 1), (4, 0)):
             bump = torch.zeros_like(cost)
             bump[i, j] = h
-            assert (optimum(cost + bump) - optimum(cost - bump)) / (2 * h) == pytest.approx(float(plan[i, j]), abs=1e-7)
+            slope = (optimum(cost + bump) - optimum(cost - bump)) / (2 * h)
+            assert slope == pytest.approx(float(leaf.grad[i, j]), abs=1e-7)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedray.data import partition
 from fedray.errors import BadInput, Unavailable
-from fedray.report import figures, tables
+from fedray.report import bubbles, figures, tables
 from fedray.track.run import RunFolder, runs
 from fedray.types import GLOBAL, Round, Row
 
@@ -227,6 +227,86 @@ def test_bubbles_are_the_partition(split):
     axes = drawing.figure.axes[2]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == list("abcde")
     assert len(axes.collections[0].get_offsets()) == len(drawing.data)
+
+
+def drawn(tmp_path, counts, **more):
+    """A partition with so many images (K, C) in each cell, drawn; and its main axes."""
+    labels = np.concatenate([np.repeat(np.arange(len(row)), row) for row in counts])
+    ends = np.cumsum([sum(row) for row in counts])
+    parts = np.split(np.arange(len(labels)), ends[:-1])
+    partition.save(tmp_path / "partition.parquet", parts, labels)
+    drawing = figures.partition_bubbles(tmp_path / "partition.parquet", **more)
+    return drawing, next(axes for axes in drawing.figure.axes if axes.get_ylabel() == "Class")
+
+
+def pitch(figure, axes, dpi=300):
+    """Points between neighbours, across and down, as the file is written."""
+    figure.set_dpi(dpi)
+    figure.draw_without_rendering()
+    return np.abs(np.diff(axes.transData.transform([(0, 0), (1, 1)]), axis=0))[0] * 72 / dpi
+
+
+@pytest.mark.parametrize(("clients", "classes"), [(2, 3), (10, 10), (36, 10), (37, 20), (64, 64), (3, 64), (64, 2)])
+def test_bubbles_from_1_to_10_000_images_are_seen_and_never_overlap(tmp_path, clients, classes):
+    counts = np.full((clients, classes), 1)
+    counts[0], counts[1, :2] = 10_000, (2_500, 0)
+    drawing, axes = drawn(tmp_path, counts)
+    (found,) = axes.collections
+    diameter = dict(zip(map(tuple, found.get_offsets().astype(int).tolist()), np.sqrt(found.get_sizes()), strict=True))
+    assert len(diameter) == clients * classes - 1  # the empty cell has none
+    room = pitch(drawing.figure, axes).min()
+    assert 0.6 * min(room, bubbles.WIDEST) < diameter[0, 0] < room
+    assert diameter[1, 0] == pytest.approx(max(diameter[0, 0] / 2, bubbles.DOT))  # a quarter of the area
+    assert min(diameter.values()) == pytest.approx(bubbles.DOT)
+    marks = drawing.figure.legends[0].legend_handles
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["1", "10", "100", "1,000", "10,000"]
+    assert marks[-1].get_markersize() == pytest.approx(diameter[0, 0])
+
+
+def test_too_many_for_bubbles_are_cells_of_colour(tmp_path):
+    counts = np.eye(100, 30, dtype=int) * 7 + 1
+    drawing, axes = drawn(tmp_path, counts)
+    (image,) = axes.get_images()
+    assert not axes.collections
+    assert image.get_array().filled(0).tolist() == counts.T.tolist()
+    assert {axes.get_ylabel() for axes in drawing.figure.axes} >= {"Class", "Images"}
+    assert figures.save(drawing, tmp_path, "many")[1].stat().st_size > 1000
+
+
+def test_totals_stand_on_both_margins(tmp_path):
+    drawing, axes = drawn(tmp_path, [[5, 1], [0, 20], [0, 0]], names=["cat", "dog"])
+    written = [[text.get_text().strip() for text in one.texts] for one in drawing.figure.axes if one.texts]
+    assert written == [["6", "20", "0"], ["5", "21"]]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["cat", "dog"]
+    many, axes = drawn(tmp_path, np.ones((2, 30), int), names=list("abcdefghijklmnopqrstuvwxyzabcd"))
+    assert "a" not in [tick.get_text() for tick in axes.get_yticklabels()]
+    assert [len(one.texts) for one in many.figure.axes if one.texts] == [2]
+
+
+def test_partitions_side_by_side_have_one_scale(tmp_path):
+    labels = np.repeat(np.arange(4), 25)
+    rng, facts = np.random.default_rng(0), partition.Facts(labels)
+    kinds = {
+        "iid": partition.Iid(clients=5),
+        **{f"alpha {a}": partition.Dirichlet(clients=5, alpha=a) for a in range(1, 5)},
+    }
+    dealt = {title: kind(facts, rng) for title, kind in kinds.items()}
+    drawing = figures.partition_panels(dealt, labels, names=list("abcd"), note="seed 0")
+    assert [axes.get_title() for axes in drawing.figure.axes if axes.get_title()] == list(kinds)
+    area = {}
+    for title, axes in zip(kinds, [axes for axes in drawing.figure.axes if axes.collections], strict=True):
+        found = drawing.data[drawing.data["partition"] == title]
+        assert found["n"].sum() == len(labels)
+        assert np.sqrt(axes.collections[0].get_sizes().max()) < pitch(drawing.figure, axes).min()
+        for n, size in zip(found["n"], axes.collections[0].get_sizes(), strict=True):
+            assert area.setdefault(n, size) == size
+    assert len(area) > 5
+    again = figures.partition_panels(dealt, labels, names=list("abcd"), note="seed 0")
+    for name, one in (("one", drawing), ("two", again)):
+        one.figure.set_dpi(100)
+        figures.save(one, tmp_path, name, dpi=100)
+    for ending in ("pdf", "png", "csv"):
+        assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 
 def test_one_client_one_image(tmp_path):

@@ -209,13 +209,21 @@ def test_damaged_table_of_a_finished_run_is_not_believed(tmp_path, caplog):
 
 def test_other_config_is_refused_field_by_field(tmp_path):
     folder = create(tmp_path)
-    other = {**CONFIG, "partition": {"alpha": 0.5}, "fraction": 0.5}
+    other = {"method": CONFIG["method"], "partition": {"alpha": 0.5}, "rounds": 6}
     with pytest.raises(BadInput) as error:
         create(tmp_path, other)
     assert str(error.value) == (
-        "run 3f2a was started with fraction absent, now 0.5; partition.alpha 0.1, now 0.5; "
+        "run 3f2a was started with partition.alpha 0.1, now 0.5; rounds 5, now 6; seed 1, now absent; "
         f"use another seed or study, or delete {folder.path}"
     )
+
+
+def test_a_field_younger_than_the_run_is_no_difference(tmp_path):
+    folder = create(tmp_path)
+    commit(folder, 1)
+    newer = {**CONFIG, "partition": {"alpha": 0.1, "same": False}, "fraction": 1.0}
+    assert create(tmp_path, newer).latest()[0].round == 1
+    assert folder.config == CONFIG
 
 
 def test_same_config_reopens_whatever_its_containers(tmp_path):
