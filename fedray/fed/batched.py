@@ -19,6 +19,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from fedray.errors import BadInput
 from fedray.fed.client import Visit, World, diverged, factor, lesson, not_finite, visit
+from fedray.fed.participation import on_time
 from fedray.method import Method, batching, load, split
 from fedray.nn.transport import NotConverged
 from fedray.types import Features, Given, Job, Params, Result
@@ -83,6 +84,7 @@ def fit(world: World, jobs: Sequence[Job], privates: Sequence[Params]) -> list[F
     rates = [lr * factor(world.method.rates, name) for name in learnt]
     sums: dict[str, Tensor] = {}
     for step in range(len(visits[0].batches)):
+        on_time()
         active = sum(step < len(v.batches) for v in visits)
         gradients, terms = _gradients(world, jobs[:active], visits[:active], stack.take(slice(0, active)), step)
         _summed(sums, terms, jobs, lr)

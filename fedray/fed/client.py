@@ -24,6 +24,7 @@ from fedray.data.features import Samples
 from fedray.errors import BadInput
 from fedray.fed.local import Local
 from fedray.fed.metrics import multi, single
+from fedray.fed.participation import on_time
 from fedray.fed.seeds import rng
 from fedray.method import Method, load, parameters, split
 from fedray.nn import backbone
@@ -101,6 +102,7 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
 
     Raises:
         Diverged: a loss is NaN or infinite.
+        Late: the round's deadline is over.
     """
     setup, method = world.setup, world.method
     shard = setup.shards[job.client]
@@ -116,6 +118,7 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
         rates = [lr * factor(method.rates, name) for name, _ in named]
         plan = visit(setup, job)
         for step in range(len(plan.batches)):
+            on_time()
             x, y = lesson(world, [plan], step)
             with located(job, method):
                 terms = method.terms(given, x, y if own is None else torch.searchsorted(own, y))

@@ -60,6 +60,7 @@ def params(config: Mapping[str, Any]) -> dict[str, str]:
 def tags(config: Mapping[str, Any], study: str, run_id: str) -> dict[str, str]:
     """What runs are found by: ``fedray.run_key``, study, and the coordinates of the cell."""
     told = {f"fedray.{key}": str(value) for key, value in cell(config)._asdict().items() if value not in (None, "")}
+    told |= {"fedray.forked_from": str(config["forked_from"])} if config.get("forked_from") else {}
     return {"fedray.kind": "cell", "fedray.run_key": run_id, "fedray.study": study, **told}
 
 

@@ -292,12 +292,29 @@ def test_a_deadline_leaves_out_who_has_not_begun(made, monkeypatch):
 
     monkeypatch.setattr(hosted, "fit", fit)
     (first, second), executor = run(made, conduct(deadline_s=2.5), total=2)
-    late = dict.fromkeys(first.cohort[3:], 1.0)
+    late = dict.fromkeys(first.cohort[2:], 1.0)  # the third is stopped before its first step
     assert late
     assert values(first, "agg/failed") == {GLOBAL: len(late), **late}
     assert values(first, "agg/failed/deadline") == {GLOBAL: len(late)}
-    assert values(second, "agg/accepted") == {GLOBAL: 3}  # each round has a deadline of its own
+    assert values(second, "agg/accepted") == {GLOBAL: 2}  # each round has a deadline of its own
     assert {f.text for f in executor.faults} == {"not done within 2.5 s"}
+
+
+@pytest.mark.parametrize("group", [1, 5])
+def test_a_deadline_is_looked_at_between_steps(made, monkeypatch, group):
+    now = [0.0]
+
+    def later():
+        now[0] += 1
+        return now[0]
+
+    monkeypatch.setattr(participation, "monotonic", later)
+    _, built = made(method="promptfl", **{"local.group": group, "local.batch": 2, "split.shots": 16})
+    executor = Inline(built.setup, conduct=conduct(deadline_s=4.5))
+    jobs = [Job(1, k, built.shared) for k in built.clients]
+    assert max(len(built.setup.shards[job.client]) for job in jobs) > 10  # so many steps that none of 5 ends in time
+    assert list(executor.fit(jobs[-1:] if group == 1 else jobs)) == []
+    assert {fault.why for fault in executor.faults} == {"late"}
 
 
 def test_attackers_may_fail_too(made, monkeypatch):
