@@ -414,7 +414,7 @@ def followed(root: Path, built: Built, executor: Any, rounds: int) -> tuple[tupl
 
     experiment = Experiment(method=Recipe(linear)).override(**SMALL | {"rounds": rounds})
     folder = open_folder(experiment, study="bench", runs=root)
-    writer = Mlflow(f"sqlite:///{root}/mlflow.db", "bench")
+    writer = Mlflow(f"sqlite:///{root.parent}/mlflow.db", "bench")  # one store for all runs, as for a user's
 
     def told() -> Iterator[None]:
         for _ in drive(experiment, built, folder, executor):

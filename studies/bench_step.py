@@ -17,8 +17,8 @@ Prints      CPU seconds of one thread: of a step of all ten clients (least / med
             attains of the best matrix product of tower size in the same run, counting the products that it makes.
             "round" is composed: 5 steps, and every test image of the data set once, by one model (text-only methods
             with private prompts: by its own client's, ten models in all), from one test batch of 100.
-Cost        at 85 GFLOP/s in fp32 about 4 minutes for 10 classes of a method, 7 for 102, and 2 once for features,
-            which are kept in the cache; 12 GB of memory for 102 classes.
+Cost        at 85 GFLOP/s in fp32 some 5 CPU minutes for 10 classes of a method, 7 where prompts enter the vision
+            tower, more for 102; features are kept in the cache. Memory 5 GB; above 7 GB for 102 classes.
 
     python studies/bench_step.py --only promptfl fedotp --classes 10
     python studies/bench_step.py --smoke

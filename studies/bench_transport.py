@@ -66,11 +66,7 @@ class Options:
 class Row:
     """One line."""
 
-    what: str  # forward, head, evaluation
-    kind: str
-    prompts: int
-    eps: float
-    classes: int
+    case: tuple[str, str, int, float, int]  # what, kind, N, eps, classes
     solver: str
     iterations: int
     error: float
@@ -105,7 +101,7 @@ def shown(rows: Sequence[Row]) -> Sequence[Row]:
     for r in rows:
         error = f"{r.error:.0e}" if r.error == r.error else "-"
         times = f"{min(r.ms):.2f} ({median(r.ms):.2f}){'*' if r.share < 1 else ''}"
-        where = f"{r.what} | {r.kind} | {r.prompts} | {r.eps:g} | {r.classes}"
+        where = " | ".join(map(str, r.case))
         say(f"| {where} | {r.solver} | {r.iterations} | {error} | {times} | x{r.ratio:.1f} |")
     return rows
 
@@ -162,7 +158,7 @@ def rated(
     """Scale to all problems, and compare with the first."""
     scaled = {name: tuple(x / shares.get(name, 1) for x in found) for name, found in times.items()}
     ours = min(next(iter(scaled.values())))
-    return [Row(*case, k, *chosen[k], shares.get(k, 1), found, min(found) / ours) for k, found in scaled.items()]
+    return [Row(case, k, *chosen[k], shares.get(k, 1), found, min(found) / ours) for k, found in scaled.items()]
 
 
 def value(cost: torch.Tensor, plan: torch.Tensor) -> torch.Tensor:

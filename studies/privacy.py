@@ -7,8 +7,8 @@ Papers      McMahan et al., ICLR 2018, for prompts in place of a language model:
 Prints      method x (epsilon, noise, accuracy), mean +- std over seeds with n_eval; draws accuracy against epsilon.
             PromptFL by its global model, FedOTP, whose other half is never sent, by its clients' own ones.
 Cost        embedded default: README.md has the figure; --smoke seconds. Needs dp-accounting: pip install 'fedray[dp]'.
-Expected    less noise, more accuracy; PromptFL at epsilon 16 is near the mean without noise, and at 1 still above
-            zero-shot; FedOTP loses less by noise, for its private half has none.
+Expected    less noise, more accuracy; PromptFL at epsilon 16 is where it is without noise, and at 1 still above
+            zero-shot; cutting alone costs nothing; FedOTP loses less by noise, for its private half has none.
 
     python studies/privacy.py
     python studies/privacy.py --epsilons 0.5 1 2 4 8 16 --seeds 1 2 3
@@ -158,14 +158,14 @@ def drawn(o: Options, data: pd.DataFrame) -> list[Path]:
     from fedray.report.panels import panels
 
     drawing = panels(
-        data[data["server"] != "cut"],
+        data[data["server"] != "no privacy"],
         x="epsilon",
         score="score",
         line="method",
         titles=(f"$\\varepsilon$ at $\\delta$ = {o.delta:g}", "Accuracy (%)"),
         log=True,
         note=f"{o.clients} clients, mean ± std over {len(o.seeds)} seeds, n = {int(data['n_eval'].min())}; "
-        "dotted: without privacy",
+        "dotted: cut, without noise",
     )
     saved = figures.save(drawing, o.at.root / "privacy" / "figures", "epsilon")
     if o.figure:
