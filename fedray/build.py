@@ -32,7 +32,7 @@ from fedray.fed.participation import Trace, read_trace
 from fedray.fed.privacy import DPFedAvg
 from fedray.fed.seeds import rng, torch_seed
 from fedray.fed.server import Aggregator
-from fedray.method import Method, multilabel, parameters, split
+from fedray.method import Method, frozen, multilabel, parameters, split
 from fedray.nn import backbone
 from fedray.nn.task import build_task
 from fedray.types import Features, Needs, Params, Task
@@ -100,10 +100,10 @@ def build(experiment: Experiment, *, cache: Path | None = None, progress: Progre
             seed=seed,
             exams=tuple(asked(paper) for paper in papers),
             augment=e.data.augment,
+            frozen=_frozen(e, method, partial(encoded, train)),
         )
-    shared, _ = split(parameters(method), method.private)
     clients = tuple(k for k, p in enumerate(parts) if len(p))
-    server = _server(e, method, len(clients))
+    shared, server = split(parameters(method), method.private)[0], _server(e, method, len(clients))
     return Built(setup, shared, clients, train.labels, parts, found.digests, server, found.dropped, trace)
 
 
@@ -153,6 +153,12 @@ def _shared_out(
 def _content(e: Experiment, method: Method) -> Needs:
     """What training images are stored as."""
     return "pixels" if e.data.augment != "none" else method.needs
+
+
+def _frozen(e: Experiment, method: Method, encoded: Callable[..., Samples]) -> Samples | None:
+    """Features for a teacher that sees what the student sees, without prompts; crops drawn anew have none."""
+    asked = frozen(method)
+    return None if asked is None or e.data.augment != "none" else encoded(asked, views=e.data.views)
 
 
 def _taught(e: Experiment, train: Samples, parts: Sequence[np.ndarray], classes: int) -> Samples:

@@ -106,6 +106,13 @@ class PromptMethod(nn.Module):
         return "tokens" if self.head.tokens else "pooled"
 
     @property
+    def frozen(self) -> Needs | None:
+        """What a penalty reads of images as the tower sees them without prompts; None: nothing that x does not hold."""
+        if self.needs != "pixels" or not any(getattr(penalty, "teaches", False) for penalty in self.penalties):
+            return None
+        return "tokens" if self.head.tokens else "pooled"
+
+    @property
     def batching(self) -> Batching:
         """As far as its parts let it; a loss and penalties of one's own may count images without a label."""
         plain = getattr(self.loss, "func", self.loss) is task_loss  # also with constants of its own
@@ -127,6 +134,16 @@ class PromptMethod(nn.Module):
         for penalty in self.penalties:
             terms |= penalty(self, given, x, y, out)
         return terms
+
+
+def frozen(method: Method) -> Needs | None:
+    """What the method's terms read of frozen image features in ``given.frozen`` while it trains on pixels.
+
+    Said by an attribute of this name, which few have. They are stored once, as all features that don't change: the
+    teacher's pass through the vision tower is not made again at every step.
+    """
+    said: Needs | None = getattr(method, "frozen", None)
+    return said
 
 
 def batching(method: Method) -> Batching:

@@ -112,6 +112,7 @@ class Given(NamedTuple):
     received: Params = {}  # the shared parameters as the server sent them (teachers, proximal terms)
     inbox: Params = {}  # whatever else the server sent: other clients' prompts, experts
     view: View = "local"  # "global": private parts replaced by the rule that the method states
+    frozen: Features | None = None  # the batch's images without prompts, where they are stored; see `Method.frozen`
 
 
 class Output(NamedTuple):

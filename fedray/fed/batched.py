@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from fedray.errors import BadInput
-from fedray.fed.client import Visit, World, diverged, factor, lesson, not_finite, visit
+from fedray.fed.client import Visit, World, diverged, factor, lesson, not_finite, visit, without_prompts
 from fedray.fed.participation import on_time
 from fedray.method import Method, batching, load, split
 from fedray.nn.transport import NotConverged
@@ -124,10 +124,12 @@ def _gradients(
     found = []
     for part in parts:
         rows = slice(0, len(sizes)) if len(parts) == 1 else torch.from_numpy(part).to(world.device)
-        x, y = _filled(*lesson(world, [visits[i] for i in part.tolist()], step), sizes[part])
-        some = stack.take(rows)
+        theirs, some = [visits[i] for i in part.tolist()], stack.take(rows)
+        (x, y), frozen = lesson(world, theirs, step), without_prompts(world, theirs, step)
+        fill = _filling(sizes[part], y.device)
+        seen = [fill.images(x), *([] if frozen is None else [fill.images(frozen)])]
         with _located([jobs[i] for i in part.tolist()], some.params):
-            found.append(_mapped(world, some, x, y))
+            found.append(_mapped(world, some, seen, fill.labels(y)))
     if len(parts) == 1:
         return found[0]
     back = torch.from_numpy(np.argsort(np.concatenate(parts))).to(world.device)
@@ -149,48 +151,64 @@ def _located(jobs: Sequence[Job], params: Params) -> Iterator[None]:
         raise
 
 
-def _filled(x: Tensor | Features, y: Tensor, sizes: np.ndarray) -> tuple[Tensor | Features, Tensor]:
-    """Batches one after the other as (A, B, ...), smaller ones filled up with images that have no label."""
-    clients, most = len(sizes), int(sizes.max())
+class _Filling(NamedTuple):
+    """How batches that lie one after the other become (A, B, ...): smaller ones are filled up."""
+
+    clients: int
+    rows: Tensor | None  # (A * B,) rows; None: all batches have the same size
+    missing: Tensor | None  # (A * B,) those that fill up, and have no label
+
+    def images(self, x: Tensor | Features) -> Tensor | Features:
+        """Pixels, or features."""
+        if isinstance(x, Tensor):
+            return self._put(x)
+        return Features(self._put(x.pooled), None if x.tokens is None else self._put(x.tokens))
+
+    def labels(self, y: Tensor) -> Tensor:
+        """Classes, or several labels."""
+        filled = y if self.rows is None else y[self.rows]
+        if self.missing is not None:
+            missing, none = (self.missing, UNLABELLED) if y.dim() == 1 else (self.missing[:, None], -1)
+            filled = filled.masked_fill(missing, none)
+        return filled.view(self.clients, -1, *y.shape[1:])
+
+    def _put(self, values: Tensor) -> Tensor:
+        filled = values if self.rows is None else values[self.rows]
+        return filled.view(self.clients, -1, *values.shape[1:])
+
+
+def _filling(sizes: np.ndarray, device: torch.device) -> _Filling:
+    most = int(sizes.max())
     if (sizes == most).all():
-        index = None
-    else:
-        starts = np.cumsum(sizes) - sizes
-        at = np.arange(most)
-        inside = at < sizes[:, None]
-        index = torch.from_numpy(np.where(inside, starts[:, None] + at, starts[:, None]).ravel()).to(y.device)
-        missing = torch.from_numpy(~inside.ravel()).to(y.device)
-
-    def put(values: Tensor) -> Tensor:
-        rows = values if index is None else values[index]
-        return rows.view(clients, most, *values.shape[1:])
-
-    if index is not None:
-        y = y[index].masked_fill(missing if y.dim() == 1 else missing[:, None], UNLABELLED if y.dim() == 1 else -1)
-    labels = y.view(clients, most, *y.shape[1:])
-    if isinstance(x, Tensor):
-        return put(x), labels
-    return Features(put(x.pooled), None if x.tokens is None else put(x.tokens)), labels
+        return _Filling(len(sizes), None, None)
+    starts, at = np.cumsum(sizes) - sizes, np.arange(most)
+    inside = at < sizes[:, None]
+    index = np.where(inside, starts[:, None] + at, starts[:, None]).ravel()
+    return _Filling(len(sizes), torch.from_numpy(index).to(device), torch.from_numpy(~inside.ravel()).to(device))
 
 
-def _mapped(world: World, stack: _Stack, x: Tensor | Features, y: Tensor) -> tuple[Params, Params]:
+def _mapped(world: World, stack: _Stack, seen: list[Tensor | Features], y: Tensor) -> tuple[Params, Params]:
+    """Gradients and terms; `seen` are the images, and where the method asks for them those without prompts."""
     module = _Terms(world.method)
 
-    def loss(params: Params, sent: tuple[Params, Params], x: Tensor | Features, y: Tensor) -> tuple[Tensor, Params]:
+    def loss(params: Params, sent: tuple[Params, Params], seen: list[Any], y: Tensor) -> tuple[Tensor, Params]:
         # what all clients were sent is taken as it is, so that a method knows it again and computes on it once
         received, inbox = (
             mine if own else common for mine, common, own in zip(sent, stack[1:3], stack.apart, strict=True)
         )
-        given = Given(world.clip, world.setup.task, received, inbox)
+        x, frozen = seen[0], seen[1] if len(seen) > 1 else None
+        given = Given(world.clip, world.setup.task, received, inbox, frozen=frozen)
         terms = functional_call(module, {f"method.{n}": v for n, v in params.items()}, (given, x, y))
         return torch.stack(list(terms.values())).sum(), terms
 
-    images: Any = Features._make([0, None if x.tokens is None else 0]) if isinstance(x, Features) else 0
+    images: list[Any] = [
+        Features._make([0, None if x.tokens is None else 0]) if isinstance(x, Features) else 0 for x in seen
+    ]
     apart = tuple(part if own else {} for part, own in zip(stack[1:3], stack.apart, strict=True))
     step: Callable[..., tuple[Params, tuple[Tensor, Params]]] = vmap(
         grad_and_value(loss, has_aux=True), in_dims=(0, 0, images, 0)
     )
-    gradients, (_, terms) = step(stack.params, apart, x, y)
+    gradients, (_, terms) = step(stack.params, apart, seen, y)
     return gradients, {n: value.detach() for n, value in terms.items()}
 
 

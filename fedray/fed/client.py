@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ class Setup(NamedTuple):
     score_batch: int = 256
     exams: tuple[Exam, ...] = ()
     augment: Literal["none", "standard"] = "none"  # of pixels, in training alone
+    frozen: Samples | None = None  # features of `train` beside its pixels, for a teacher that sees no prompts
 
 
 class World(NamedTuple):
@@ -121,7 +122,8 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
             on_time()
             x, y = lesson(world, [plan], step)
             with located(job, method):
-                terms = method.terms(given, x, y if own is None else torch.searchsorted(own, y))
+                seen = given._replace(frozen=without_prompts(world, [plan], step))
+                terms = method.terms(seen, x, y if own is None else torch.searchsorted(own, y))
             gradients = torch.autograd.grad(_sum(terms, job, lr), learnable, allow_unused=True)
             setup.local.step(learnable, gradients, momenta, rates)
             for name, value in terms.items():
@@ -165,6 +167,16 @@ def lesson(world: World, visits: Sequence[Visit], step: int) -> tuple[Tensor | F
         parts = x.to(world.device).split([len(batch) for batch in batches])
         x = torch.cat([augmented(part, v.change) for part, v in zip(parts, visits, strict=True) if v.change])
     return _as_seen(world, x), _labels(world, train, np.concatenate(batches))
+
+
+def without_prompts(world: World, visits: Sequence[Visit], step: int) -> Features | None:
+    """The stored features of a step's images, in the same views, where the method's teacher asks for them."""
+    frozen = world.setup.frozen
+    if frozen is None:
+        return None
+    views = [v.views[step] for v in visits if v.views]
+    x = frozen.take(np.concatenate([v.batches[step] for v in visits]), np.concatenate(views) if views else None)
+    return cast(Features, _as_seen(world, x))
 
 
 def factor(rates: Mapping[str, float], name: str) -> float:

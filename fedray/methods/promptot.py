@@ -54,6 +54,7 @@ class Joint:
 
     weight: float
     batching: ClassVar[Batching] = "none"  # the exact plan is not torch's
+    teaches: ClassVar[bool] = True  # images without prompts
 
     def __post_init__(self) -> None:
         check_weight("method.transport", self.weight)

@@ -19,6 +19,7 @@ Departs from their code: `depth` is capped at each tower; a fresh optimiser at e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -51,6 +52,7 @@ class SelfRegulation:
     text: float
     image: float
     logits: float
+    teaches: ClassVar[bool] = True  # images without prompts
 
     def __post_init__(self) -> None:
         for name, weight in vars(self).items():

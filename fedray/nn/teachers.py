@@ -22,11 +22,14 @@ from fedray.types import Features, Given, Output
 
 
 def teach(given: Given, x: Tensor | Features, student: nn.Module) -> Output:
-    """CLIP's own answer without any prompt, compared by the student's `head`; nothing in it asks for a gradient."""
+    """CLIP's own answer without any prompt, compared by the student's `head`; nothing in it asks for a gradient.
+
+    Images are not encoded again where `given` holds their stored features.
+    """
     head = cast(Head, student.head)
     with torch.no_grad():
         text = given.clip.encode_text(given.task)
-        image = given.clip.encode_image(x, tokens=head.tokens)
+        image = given.clip.encode_image(x if given.frozen is None else given.frozen, tokens=head.tokens)
         return Output(text, image, head(text, image, given.clip.logit_scale))
 
 

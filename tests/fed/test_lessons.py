@@ -99,3 +99,35 @@ def test_features_cannot_be_augmented(made) -> None:
     setup = made()[1].setup._replace(augment="standard")
     with pytest.raises(BadInput, match="augment standard changes pixels, these are tokens features; store pixels"):
         open_world(setup)
+
+
+@pytest.mark.parametrize("method", ["promptsrc", "promptot"])
+def test_a_frozen_teacher_is_read_and_not_computed(made, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers to rounding, with one pass through the vision tower a step in place of two."""
+    built = made(**{"method": method, "data.views": 2, "local.batch": 8})[1]
+    assert built.setup.frozen is not None
+    assert (built.setup.frozen.content, built.setup.frozen.views) == ("pooled", 2)
+    passes: list[bool] = []
+    forward = backbone.Backbone.encode_image
+
+    def counted(self, x, *args, **options):
+        passes.append(isinstance(x, torch.Tensor))
+        return forward(self, x, *args, **options)
+
+    monkeypatch.setattr(backbone.Backbone, "encode_image", counted)
+    found = {}
+    for frozen in (built.setup.frozen, None):
+        passes.clear()
+        world = open_world(built.setup._replace(frozen=frozen))
+        private = split(world.initial, world.method.private)[1]
+        found[frozen is None] = fit(world, Job(1, 0, built.shared), private)[0], sum(passes)
+    (one, once), (two, twice) = found[False], found[True]
+    assert 2 * once == twice
+    assert one.metrics == pytest.approx(two.metrics, rel=1e-4)
+    for name, value in one.shared.items():
+        torch.testing.assert_close(value, two.shared[name], rtol=1e-4, atol=1e-6)
+
+
+def test_crops_drawn_anew_leave_the_teacher_to_its_tower(made) -> None:
+    assert made(**{"method": "promptsrc", "data.augment": "standard"})[1].setup.frozen is None
+    assert made(method="vpt")[1].setup.frozen is None
