@@ -247,7 +247,7 @@ def room(world: World, job: Job, private: Params) -> int:
     def note(tensor: Tensor) -> Tensor:
         store = tensor.untyped_storage()
         held[store.data_ptr()] = store.nbytes()
-        return tensor
+        return tensor.detach()  # a node that keeps its own output would keep itself: nobody frees such a circle
 
     frozen = {value.untyped_storage().data_ptr() for value in world.clip.state_dict().values()}
     load(world.method, {**job.shared, **private})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from fedray.fed import batched
 from fedray.fed.client import Diverged, Setup
@@ -104,3 +106,18 @@ def test_memory_decides_how_many(made: Any, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(batched, "BUDGET", budget)
         rooms.append(batched.room(clients.world, job, clients._private(0, 1)))
     assert 1 <= rooms[0] < rooms[1] and rooms[1] == pytest.approx(16 * rooms[0], rel=0.5, abs=16)
+
+
+def test_what_asking_for_room_computed_is_freed(made: Any) -> None:
+    """A sweep asks once for each cell, in one process: what stays would add up."""
+    built = made()[1]
+    clients = Clients(built.setup)
+    job = Job(1, 0, *built.server.send(built.server.init(built.shared), 0, 1))
+
+    def graphs() -> int:
+        gc.collect()
+        return sum(type(o) is torch.Tensor and o.grad_fn is not None for o in gc.get_objects())
+
+    before = graphs()
+    assert batched.room(clients.world, job, clients._private(0, 1)) >= 1
+    assert graphs() == before
