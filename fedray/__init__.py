@@ -17,16 +17,18 @@ _HOME = {
     "BadInput": "fedray.errors",
     "Unavailable": "fedray.errors",
     "PromptMethod": "fedray.method",
+    "load_prompts": "fedray.promptfile",
     "run": "fedray.engine.driver",
 }
 
-__all__ = ["BadInput", "Experiment", "PromptMethod", "Recipe", "Unavailable", "__version__", "run"]
+__all__ = ["BadInput", "Experiment", "PromptMethod", "Recipe", "Unavailable", "__version__", "load_prompts", "run"]
 
 if TYPE_CHECKING:
     from fedray.engine.driver import run
     from fedray.errors import BadInput, Unavailable
     from fedray.experiment import Experiment
     from fedray.method import PromptMethod
+    from fedray.promptfile import load_prompts
     from fedray.recipe import Recipe
 
 

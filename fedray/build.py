@@ -6,6 +6,7 @@ and picklable, so that it can be sent to any process of the same machine or shar
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -35,9 +36,12 @@ from fedray.fed.server import Aggregator
 from fedray.method import Method, frozen, multilabel, parameters, split
 from fedray.nn import backbone
 from fedray.nn.task import build_task
+from fedray.nn.weights import intact
 from fedray.types import Features, Needs, Params, Task
 
 Progress = Callable[[int, int], None]
+
+log = logging.getLogger("fedray")
 
 
 class Built(NamedTuple):
@@ -266,6 +270,8 @@ def _keep(clip: backbone.Backbone, cache: Path) -> Path:
             f"can't write {path.parent}: {error.strerror}; set FEDRAY_CACHE to a folder of yours"
         ) from None
     use(path)  # before it is looked for, so that nobody removes it in between
-    if not path.exists():
+    if not intact(path):
+        if path.exists():
+            log.warning("%s: damaged, or of an older fedray; writing it again", path)
         backbone.save(clip, path)  # atomic: whoever comes second replaces it by the same bytes
     return path

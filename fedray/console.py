@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fedray.track.export import without_secrets
 from fedray.track.names import headline
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def tell(event: str, **facts: Any) -> None:
 
 
 def complain(text: str, *, kind: str = "error") -> None:
-    """One line on stderr."""
-    sys.stderr.write(f"{kind}: {' '.join(text.split())}\n")
+    """One line on stderr; passwords in URIs are left out, whatever the line says."""
+    sys.stderr.write(f"{kind}: {' '.join(without_secrets(text).split())}\n")
     sys.stderr.flush()
 
 

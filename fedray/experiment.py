@@ -32,6 +32,8 @@ from fedray.fed.robust import Clipped, Krum, Median, MultiKrum, Trimmed
 from fedray.fed.server import FedAvg
 from fedray.recipe import Recipe
 
+LONGEST = 200
+"""Letters of a value in a message."""
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
@@ -94,6 +96,8 @@ def _recipe(value: object) -> object:
         options = {k: v for k, v in value.items() if k != "name"}
         if "name" not in value:
             raise BadInput("method.name is missing; name the method, e.g. fedotp")
+        if not isinstance(value["name"], str) and not callable(value["name"]):
+            raise BadInput(f"method must be a name or a .py file, got {value['name']!r}; name the method, e.g. fedotp")
         return Recipe(value["name"], **options)
     return value
 
@@ -222,8 +226,9 @@ def _put(tree: dict[str, Any], path: str, value: Any) -> None:
         raise BadInput(
             f"{path} has fields of its own, got {value!r}; set one of {', '.join(flatten(node[leaf], path + '.'))}"
         )
-    else:
-        node[leaf] = value
+    else:  # files and flags say null by "none", too, which is the name of a choice in some fields
+        said = value is None and flatten(as_dict(Experiment())).get(path) == "none"
+        node[leaf] = "none" if said else value
 
 
 def aggregator(kind: str) -> Server:
@@ -269,7 +274,8 @@ def _explain(error: ValidationError) -> str:
         return f"fraction must be in (0, 1], got {first['input']!r}"
     rule = _RULES.get(first["type"], "").format(**ctx) or first["msg"]
     got = first["input"]["kind"] if first["type"] == "union_tag_invalid" else first["input"]
-    return f"{path} must be {rule}, got {got!r}"
+    shown = repr(got)
+    return f"{path} must be {rule}, got {shown if len(shown) <= LONGEST else shown[: LONGEST - 3] + '...'}"
 
 
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Experiment)

@@ -18,10 +18,11 @@ from fedray import protocols
 from fedray.errors import BadInput, did_you_mean
 from fedray.experiment import Experiment, as_dict, flatten, grid
 from fedray.recipe import Scalar
+from fedray.track import files
 
 
-class Core(yaml.SafeLoader):
-    """Safe YAML with the scalars of YAML 1.2's core schema, in place of 1.1's surprises."""
+class Core(files.Plain):
+    """Plain YAML with the scalars of YAML 1.2's core schema, in place of 1.1's surprises."""
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}
 
@@ -35,6 +36,10 @@ for _tag, _pattern in {
     Core.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), None)
 
 
+PLAIN = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
+"""Kinds of values that a field may have."""
+LARGEST = 100_000
+"""Bytes of a configuration: the reader is slow, and all fields with a line each are five thousand."""
 SHORT = {"method.name": "method", "partition.kind": "partition", "server.kind": "server"}
 """Fields that choose what other fields there are, and what one says for them."""
 
@@ -140,7 +145,10 @@ def scalar(text: str) -> Scalar:
         return text[1:-1]
     loader: Any = Core("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
-    value: Scalar = loader.construct_object(yaml.ScalarNode(tag, text))
+    try:
+        value: Scalar = loader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError:  # more digits than Python makes a number of
+        return text
     return value
 
 
@@ -148,28 +156,31 @@ def read(path: Path) -> Wish:
     """The leaves of a YAML file, with their lines.
 
     Raises:
-        BadInput: it is missing, no YAML, no mapping, or says a field twice.
+        BadInput: it is missing, no YAML, no mapping, too large, or says a field twice.
     """
     try:
-        node = yaml.compose(path.read_text(), Loader=Core)
+        raw = path.read_bytes()
+        if len(raw) > LARGEST:
+            raise BadInput(f"{path}:1: {len(raw):,} bytes, a configuration has {LARGEST:,} at most; give fields alone")
+        node = yaml.compose(raw.decode("utf-8-sig"), Loader=Core)
+        wish = Wish({}, {})
+        if node is not None:
+            _walk(node, "", path, wish)
     except OSError as error:
         reason = (error.strerror or "unreadable").lower()
         raise BadInput(f"--config {path} can't be read ({reason}); give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(_unreadable(path, error)) from None
-    wish = Wish({}, {})
-    try:
-        if node is not None:
-            _walk(node, "", path, wish)
-    except yaml.YAMLError as error:  # a tag that asks for more than a plain value
-        raise BadInput(_unreadable(path, error)) from None
+    except RecursionError:
+        raise BadInput(f"{path}:1: nested too deeply; give plain YAML, e.g. rounds: 5") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BadInput(f"{path}:{line}: not UTF-8 text; give plain YAML, e.g. rounds: 5") from None
+    except yaml.reader.ReaderError as error:
+        line = raw.decode("utf-8-sig")[: error.position].count("\n") + 1
+        raise BadInput(f"{path}:{line}: a control character; give plain YAML, e.g. rounds: 5") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadInput(f"{path}:{line}: {error.problem}; give plain YAML, e.g. rounds: 5") from None
     return wish
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    return f"{path}{line}: {getattr(error, 'problem', None) or 'not UTF-8 text'}; give plain YAML, e.g. rounds: 5"
 
 
 def _walk(node: yaml.Node, prefix: str, file: Path, wish: Wish) -> None:
@@ -188,9 +199,18 @@ def _walk(node: yaml.Node, prefix: str, file: Path, wish: Wish) -> None:
         if isinstance(value, yaml.MappingNode):
             _walk(value, f"{prefix}{key.value}.", file, wish)
         elif isinstance(value, yaml.ScalarNode):
-            wish.values[path], wish.where[path] = Core("").construct_object(value), line
+            wish.values[path], wish.where[path] = _value(value, path, line), line
         else:
             raise BadInput(f"{path} takes one value, got a list ({line}); several are flags of fedray sweep")
+
+
+def _value(node: yaml.ScalarNode, path: str, line: str) -> Any:
+    try:
+        if node.tag in PLAIN:
+            return Core("").construct_object(node)
+    except (ValueError, KeyError):  # "!!int x", or more digits than Python makes a number of
+        pass
+    raise BadInput(f"{path} can't be {node.value[:40]!r} ({line}); give a number, text, true, false or null")
 
 
 def canonical(path: str) -> str:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from fedray.report import tables
+from fedray.report.contents import class_names, scored
 from fedray.track.names import cell
 from fedray.track.run import RunFolder
 
 COORDINATES = ("method", "data.name", "partition", "partition.alpha", "seed")
 """Fields that every table has a place for."""
-SCORES = ("acc_local", "acc_global", "map_local", "map_global", "cf1_global", "of1_global")
 
 
 class Outcome(NamedTuple):
@@ -67,12 +67,12 @@ def outcome(
     """
     more = [path for path in axes if path not in COORDINATES]
     frame = tables.cells(folders, fields=more)
-    metrics = _scored(frame)
+    metrics = scored(frame)
     if not metrics:
         return Outcome(None, [], [])
     table = tables.summary(frame, by=["method", "data", "alpha", *more], metrics=[*metrics, *costs])
     saved = tables.save(table, tables.sheet(table), _made(home / "tables"), "summary")
-    column = {"partition.alpha": "alpha", "partition.clients": "clients"}.get(x or "", x)
+    column = x if x in more else {"partition.alpha": "alpha", "partition.clients": "clients"}.get(x or "", x)
     sheets = _sheets(table, metrics, column or "alpha")
     if len(sheets) > 1:
         for metric, sheet in zip(metrics, sheets, strict=True):
@@ -80,12 +80,6 @@ def outcome(
     if draw:
         saved += _figures([folder for folder in folders if folder.status["state"] == "done"], home, more, column)
     return Outcome(table, saved, sheets)
-
-
-def _scored(frame: pd.DataFrame) -> list[str]:
-    """Columns of scores that any run has: the two views', and those of exams."""
-    exams = [name for name in frame.columns if name.startswith("acc_") and name not in tables.METRICS]
-    return [name for name in (*SCORES, *exams) if frame[name].notna().any()]
 
 
 def _sheets(table: pd.DataFrame, metrics: Sequence[str], across: str) -> list[tables.Sheet]:
@@ -112,10 +106,12 @@ def _figures(done: Sequence[RunFolder], home: Path, more: Sequence[str], x: str 
             drawn[name] = figures.rounds_curve([folder for folder in done if alphas[folder] == alpha])
     x = x or ("alpha" if frame["alpha"].nunique() > 1 else more[0] if more else None)
     if x and x in frame and not set(more) - {x} and pd.api.types.is_numeric_dtype(frame[x]) and frame[x].nunique() > 1:
-        for metric in _scored(frame):
+        for metric in scored(frame):
             drawn[f"{metric}-{x}"] = figures.curve(frame, x=x, y=metric)
     if done[0].partition_path.exists():
-        drawn["partition"] = figures.partition_bubbles(done[0].partition_path, note=cell(done[0].config).title)
+        first = done[0]
+        names = class_names(first.config)
+        drawn["partition"] = figures.partition_bubbles(first.partition_path, names=names, note=cell(first.config).title)
     return [path for name, drawing in drawn.items() for path in figures.save(drawing, into, name)]
 
 

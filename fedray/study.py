@@ -3,16 +3,14 @@
     @dataclass(frozen=True)
     class Options:
         alphas: tuple[float, ...] = (0.1, 1.0, 10.0)
+        on: study.On = study.DEFAULT  # --real, --methods, --seeds, --data, --root, --fields, --smoke
         at: study.At = study.HERE  # --runs, --mlflow, --placement, --actors, --concurrent, --json
 
     def main(o: Options) -> int:
-        cells = study.grid(Experiment(), {"partition.alpha": o.alphas})
+        cells = study.cells(o.on, {"partition.alpha": o.alphas}, embedded=EMBEDDED, real=REAL)
         return study.sweep(cells, o.at, name="mine", x="partition.alpha")
 
-    if __name__ == "__main__":
-        sys.exit(study.main(Options, main))
-
-`fedray sweep` is the same without a file.
+`study.main(Options, main)` runs it; `fedray.setting` says what EMBEDDED and REAL are.
 """
 
 from __future__ import annotations
@@ -37,19 +35,53 @@ from fedray.engine.placement import Kind, place
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, grid
 from fedray.flags import one_line
+from fedray.setting import DEFAULT, Fields, Ground, On, Setting, cells
 from fedray.track import layout
 from fedray.track.run import RunFolder
-from fedray.where import HERE, At, Where, following, mirrored
+from fedray.where import HERE, At, Where, following, mirrored, reached, settled
 
 if TYPE_CHECKING:
+    import pandas as pd
     from optuna.distributions import BaseDistribution
 
     from fedray.engine.search import Judged
     from fedray.engine.sweep import Progress
+    from fedray.report.figures import Drawing
+    from fedray.report.tables import Sheet
 
-__all__ = ["HERE", "At", "Failed", "grid", "guarded", "main", "search", "sweep"]
+__all__ = [
+    "DEFAULT", "HERE", "At", "Failed", "Fields", "Ground", "On", "Setting",
+    "cells", "frame", "grid", "guarded", "main", "publish", "search", "sweep", "transfer",
+]  # fmt: skip
 
 Options = TypeVar("Options")
+
+
+def frame(cells: Sequence[Experiment], at: Where, name: str, fields: Sequence[str] = ()) -> pd.DataFrame:
+    """One row per finished cell of a study, as `report.tables.cells` makes it."""
+    from fedray.report import tables
+
+    paths = [layout.place(at.root, name, cell.run_id) for cell in cells]
+    return tables.cells([RunFolder(path) for path in paths if layout.is_run(path)], fields=fields)
+
+
+def publish(
+    at: Where, name: str, stem: str, table: pd.DataFrame, sheet: Sheet | None = None, drawing: Drawing | None = None
+) -> None:
+    """Print a table of a study, and save it and its figure beside the runs."""
+    from rich.console import Console
+
+    from fedray.report import figures, tables
+
+    saved = tables.save(table, sheet, at.root / name / "tables", stem) if sheet else []
+    saved += figures.save(drawing, at.root / name / "figures", stem) if drawing else []
+    if at.json:
+        console.tell("table", name=stem, results=table.to_dict("records"), files=saved)
+        return
+    if sheet:
+        tables.show(sheet, Console(markup=False, highlight=False))
+    for path in saved:
+        console.say(f"saved · {path}")
 
 
 class Failed(RuntimeError):
@@ -62,7 +94,7 @@ class Terminated(KeyboardInterrupt):
 
 def main(options: type[Options], body: Callable[[Options], int]) -> int:
     """Read the command line into `options`, run `body`, and return the exit code."""
-    return guarded(lambda: body(_parsed(options)))
+    return guarded(lambda: body(settled(_parsed(options))))
 
 
 def _parsed(options: type[Options]) -> Options:
@@ -99,6 +131,24 @@ def guarded(body: Callable[[], int]) -> int:
         return 143 if isinstance(stop, Terminated) else 130
 
 
+def transfer(cells: Sequence[Experiment], at: Where, name: str) -> None:
+    """Print and save what the global models score on their own test set and in each exam, side by side."""
+    import pandas as pd
+
+    from fedray.report import tables
+
+    data = frame(cells, at, name, ["split.leave_out"])
+    if data.empty:
+        return
+    exams = [c[4:] for c in data if c.startswith("acc_") and c not in tables.METRICS and not c.endswith("_local")]
+    own = [f" without {domain}" if domain else " own" for domain in data["split.leave_out"]]  # sorts first
+    parts = [data.assign(asked=own, score=data["acc_global"])]
+    parts += [data.assign(asked=exam, score=data[f"acc_{exam}"], n_eval=data[f"n_{exam}"]) for exam in exams]
+    table = tables.summary(pd.concat(parts).dropna(subset=["score"]), by=["method", "asked"], metrics=["score"])
+    sheet = tables.grid(table, metric="score", columns="asked")
+    publish(at, name, "transfer", table, sheet._replace(header=tuple(map(str.strip, sheet.header))))
+
+
 def sweep(
     cells: Sequence[Experiment],
     at: Where,
@@ -129,7 +179,7 @@ def sweep(
     paths = [layout.place(at.root, name, cell.run_id) for cell in cells]
     done = [layout.is_run(path) and RunFolder(path).status["state"] == "done" for path in paths]
     news.plan(cells, sum(done), 0, home, _how(at, actors), json=at.json)
-    with resumable(again()), mirrored(at, name) as mirror:
+    with resumable(again()), reached(at, [] if all(done) else cells), mirrored(at, name) as mirror:
         from fedray.engine import sweep as engine
 
         with news.board(cells, json=at.json) as board:
@@ -157,9 +207,15 @@ def _how(at: Where, actors: int) -> str:
 
 
 def search(
-    cells: Sequence[Experiment], space: Mapping[str, BaseDistribution], at: Where, *, name: str, trials: int
+    cells: Sequence[Experiment],
+    space: Mapping[str, BaseDistribution],
+    at: Where,
+    *,
+    name: str,
+    trials: int,
+    front: bool = False,
 ) -> dict[str, Any]:
-    """Let Optuna choose fields; returns the best point found so far, by dotted path.
+    """Let Optuna choose fields; returns the point of the best score found so far, by dotted path.
 
     Args:
         cells: what a point is judged on: the mean of their local accuracy after the last round.
@@ -167,6 +223,7 @@ def search(
         at: where it runs and results go.
         name: of the study.
         trials: points in all, those of earlier invocations included.
+        front: look for few bytes up, too; all points that no other beats in both are told.
 
     Raises:
         Failed: no point could be judged.
@@ -174,7 +231,7 @@ def search(
     """
     possible(cells, at.placement, None)
     console.say(f"search · {name} · {trials} points, {len(cells)} cells each · {', '.join(space)}")
-    with resumable(again()), mirrored(at, name) as mirror:
+    with resumable(again()), reached(at, cells), mirrored(at, name) as mirror:
         from fedray.engine import search as engine
 
         def show(judged: Judged) -> None:
@@ -182,24 +239,19 @@ def search(
                 mirror.sync(RunFolder(Path(judged.folder)))
             if judged.done or judged.error:
                 point = ", ".join(f"{path} {_short(value)}" for path, value in judged.params.items())
-                console.say(f"point · {judged.error or f'{judged.objective:.2f}'} · {point}")
+                score = f"{judged.objective:.2f}" + (f" · {judged.sent / 1e3:.2f} kB up" if front else "")
+                console.say(f"point · {judged.error or score} · {point}")
 
-        found = engine.search(
-            cells,
-            space,
-            trials=trials,
-            study=name,
-            runs=at.root,
-            placement=at.placement,
-            actors=at.actors or 1,
-            concurrent=at.concurrent,
-            show=show,
-        )
-    if not any(trial.value is not None for trial in found.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"):
+        where: dict[str, Any] = {"runs": at.root, "placement": at.placement, "concurrent": at.concurrent}
+        asked: dict[str, Any] = {"trials": trials, "front": front, "study": name, "actors": at.actors or 1}
+        found = engine.search(cells, space, **asked, **where, show=show)
+    if not (best := sorted(found.best_trials, key=lambda trial: -trial.values[0])):
         raise Failed(f"search {name}: none of {len(found.trials)} points could be judged; see their errors above")
-    best = ", ".join(f"{path} {_short(value)}" for path, value in found.best_params.items())
-    console.say(f"best · {found.best_value:.2f} · {best} · journal {at.root / f'{name}.journal'}")
-    return found.best_params
+    for trial in best:
+        point = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
+        sent = f" · {trial.values[1] / 1e3:.2f} kB up" if front else ""
+        console.say(f"best · {trial.values[0]:.2f}{sent} · {point} · journal {at.root / f'{name}.journal'}")
+    return best[0].params
 
 
 def possible(cells: Sequence[Experiment], placement: Kind, actors: int | None) -> None:

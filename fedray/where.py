@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeVar
 
 import tyro
 
+from fedray import console
+from fedray.data.cache import default_cache
+from fedray.data.trees import home
+from fedray.engine.cluster import attached, given
 from fedray.engine.placement import Kind
+from fedray.errors import BadInput, Unavailable
+from fedray.experiment import Experiment
+from fedray.track.copies import Copies
 from fedray.track.mlflow import Mlflow
 from fedray.track.run import RunFolder
 from fedray.track.stores import default_uri
@@ -27,6 +35,8 @@ class Where:
     placement: Kind = "auto"  # of clients: in the cell's process, packed in actors, or an actor for each
     actors: int | None = None  # host actors of each cell; 1 if not said
     concurrent: int | None = None  # cells at a time
+    address: str | None = None  # Ray: "local", "auto" or HOST:PORT ($RAY_ADDRESS, else this host's cluster, else local)
+    copy: str | None = None  # object store for a copy of the results, s3://BUCKET/PLACE ($FEDRAY_COPY)
     json: bool = False  # print one JSON object per line
 
     @property
@@ -38,6 +48,11 @@ class Where:
     def store(self) -> str:
         """URI of the MLflow store, or "off"."""
         return self.mlflow or os.environ.get("FEDRAY_MLFLOW") or default_uri(self.root)
+
+    @property
+    def away(self) -> str | None:
+        """Address of a copy of the results, if one is asked for."""
+        return self.copy or os.environ.get("FEDRAY_COPY") or None
 
     @property
     def decided(self) -> dict[str, str]:
@@ -54,6 +69,8 @@ class Where:
         return f" --runs {shlex.quote(str(self.root))}" if self.decided["runs"] == "--runs" else ""
 
 
+Options = TypeVar("Options")
+
 At = Annotated[Where, tyro.conf.arg(name="")]
 """In a study's options: the flags above, without a prefix."""
 
@@ -61,31 +78,107 @@ HERE = Where()
 
 
 def following(at: Where, name: str) -> list[str]:
-    """Commands to go on with."""
+    """Commands to go on with; on a cluster's node also those for the machine that it was submitted from."""
     show = [] if at.store == "off" else [f"fedray ui --study {name}{at.flags}"]
-    return [f"fedray ls{at.flags}", *show]
+    there = None
+    with suppress(BadInput, Unavailable):  # it may have gone by now
+        there = given()
+    place = shlex.quote(str(at.root.expanduser().resolve() / name))
+    fetch = [f"ray rsync-down CLUSTER.yaml {place} .   (on your machine; or look live: ray dashboard CLUSTER.yaml)"]
+    return [f"fedray ls{at.flags}", *show, *(fetch if there else [])]
 
 
-class NoStore(NamedTuple):
-    """Stands in for `Mlflow` where it is off."""
+class Mirrors(NamedTuple):
+    """All that keep up with run folders; none where MLflow is off and no copy is asked for."""
+
+    writers: tuple[Mlflow | Copies, ...] = ()
 
     def sync(self, folder: RunFolder) -> None:
-        """Nothing to do."""
+        """Bring what they have of a run up to date, soon."""
+        for writer in self.writers:
+            writer.sync(folder)
 
     def log_study(self, home: Path, *, figures: Path, tables: Path, metrics: Mapping[str, float], note: str) -> None:
-        """Nothing to do."""
+        """Add what was made of the whole study."""
+        for writer in self.writers:
+            writer.log_study(home, figures=figures, tables=tables, metrics=metrics, note=note)
+
+    def close(self, timeout: float) -> None:
+        """Send what is left."""
+        for writer in self.writers:
+            writer.close(timeout)
 
 
 @contextmanager
-def mirrored(at: Where, name: str) -> Iterator[Mlflow | NoStore]:
-    """Keep MLflow up to date with run folders, off the critical path."""
-    if at.store == "off":
-        yield NoStore()
-        return
-    writer = Mlflow(at.store, name)
+def mirrored(at: Where, name: str) -> Iterator[Mirrors]:
+    """Keep MLflow and a copy up to date with run folders, off the critical path.
+
+    Raises:
+        BadInput: the copy's address is of no kind that is known.
+    """
+    stores = (Mlflow(at.store, name),) if at.store != "off" else ()
+    writers = Mirrors((*stores, *((Copies(at.away, name),) if at.away else ())))
     try:
-        yield writer
+        yield writers
     except BaseException:
-        writer.close(timeout=10)  # what is missing comes with the next run
+        writers.close(timeout=10)  # what is missing comes with the next run
         raise
-    writer.close()
+    writers.close(timeout=120)
+
+
+def settle(at: Where) -> None:
+    """Make --address this process's own: whatever attaches to Ray later asks the environment, as Ray itself does.
+
+    Raises:
+        BadInput: it is no address.
+    """
+    if at.address is None:
+        return
+    if at.address not in ("local", "auto") and not re.fullmatch(r"(ray://)?\S+:\d+", at.address):
+        raise BadInput(f"--address can't be {at.address!r}; give local, auto, or the HOST:PORT of a cluster")
+    os.environ["RAY_ADDRESS"] = at.address
+
+
+def settled(options: Options) -> Options:
+    """A study's options, after `settle` of its `at`."""
+    if isinstance(at := getattr(options, "at", None), Where):
+        settle(at)
+    return options
+
+
+@contextmanager
+def reached(at: Where, cells: Sequence[Experiment]) -> Iterator[None]:
+    """Ray for the time of a block, on whose nodes these cells can run: all see the same run folders and data.
+
+    Nothing at all where there are no cells, or all run in this process, one after the other.
+
+    Raises:
+        BadInput: a node lacks something, or sees another run folder.
+        Unavailable: Ray can't be reached, or a node does not answer.
+    """
+    settle(at)
+    if not cells or (at.placement == "inline" and at.concurrent == 1):
+        yield
+        return
+    address = given()
+    with attached():
+        from fedray.engine.nodes import Share, agree
+
+        shares = [Share(at.root, "--runs or FEDRAY_RUNS")]
+        if at.placement != "inline":  # else a cell stays on the node that computes what it needs
+            shares.append(Share(default_cache(), "FEDRAY_CACHE"))
+        nodes = agree(shares, _needed(cells))
+        if address:
+            root = at.root.expanduser().resolve()
+            if at.json:
+                console.tell("cluster", address=address, **nodes._asdict(), runs=root)
+            else:
+                console.say(f"cluster · {address} · {nodes} · run folders in {root}")
+        yield
+
+
+def _needed(cells: Sequence[Experiment]) -> list[str]:
+    """Paths that cells name, or whose data lie there on this node."""
+    sets = {str(folder) for cell in cells if not cell.data.root and (folder := home(cell.data.name, None)).is_dir()}
+    named = {path for cell in cells for path in (cell.data.root, cell.participation.trace) if path}
+    return sorted(sets | named)

@@ -131,7 +131,7 @@ def printed(o: Options, data: pd.DataFrame) -> list[Path]:
             if attack in best and "none" in best:
                 clean = part[(part["server.kind"] == "fedavg") & (part["attack.kind"] == "none")]["score"]
                 lost = float(clean.iloc[0] - best[attack]) if len(clean) else float("nan")
-                say(f"{method} · {TITLES[attack]}: the best rule is {lost:.1f} points below the mean of honest clients")
+                say(f"{method} · {TITLES[attack]}: best rule {-lost:+.1f} points against the mean of honest clients")
     return saved
 
 
@@ -153,7 +153,7 @@ def drawn(o: Options, data: pd.DataFrame) -> list[Path]:
         line="rule",
         column="attack",
         row="method",
-        titles=("Share of the clients that attack", "Accuracy (%)"),
+        titles=("Share of attackers", "Accuracy (%)"),
         note=f"{o.clients} clients, mean ± std over {len(o.seeds)} seeds, n = {int(data['n_eval'].min())} test images",
     )
     saved = figures.save(drawing, o.at.root / "robustness" / "figures", "robustness")

@@ -267,7 +267,7 @@ def test_unexpected_errors_keep_their_traceback(fedray: Fedray, monkeypatch: pyt
     def broken(*_: object, **__: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fedray.commands.run", broken)
+    monkeypatch.setattr("fedray.commands.run.run", broken)
     with pytest.raises(ZeroDivisionError):
         fedray("run")
 
@@ -275,6 +275,8 @@ def test_unexpected_errors_keep_their_traceback(fedray: Fedray, monkeypatch: pyt
 LIGHT = [
     ["--help"], ["run", "--help"], ["sweep", "--help"], ["run", "--partition.alpha", "-1"], ["run", "--config", "x"],
     ["sweep", "--fraction", "0.5", "2"], ["run", "--print-config"], ["ls"], ["ls", "methods"], ["ls", "data"],
+    ["ls", "studies"], ["status", "x"], ["logs", "x"], ["new", "mine"], ["new", "--method", "mine.py"], ["cp", "x"],
+    ["validate", "mine.yaml"], ["export", "x"], ["predict", "x", "y.png"], ["completion", "bash"], ["run", "no.py"],
     ["resume", "x"], ["ui", "--mlflow", "off"], ["run", "--runs", "/dev/null"],
 ]  # fmt: skip
 
@@ -512,7 +514,7 @@ def test_sweep_runs_each_cell_once(fedray: Fedray) -> None:
 
 
 def test_demo(fedray: Fedray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedray.commands.DEMO", {"clip.name": "tiny", "partition.clients": 2, "rounds": 1})
+    monkeypatch.setattr("fedray.commands.demo.DEMO", {"clip.name": "tiny", "partition.clients": 2, "rounds": 1})
     code, out, err = fedray("demo", "--runs", "here")
     assert (code, err) == (0, "")
     assert out.count("\ncell ") == 6

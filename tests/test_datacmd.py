@@ -25,10 +25,10 @@ import pytest
 from PIL import Image
 
 from fedray.cli import main
+from fedray.commands.data import amount, where
 from fedray.data import sources
 from fedray.data.download import Part
 from fedray.data.origins import ALIAS, ORIGINS, Origin
-from fedray.datacmd import amount, where
 from fedray.errors import BadInput, Unavailable
 
 HEAVY = ("torch", "ray", "mlflow", "ot", "open_clip", "pandas", "sklearn", "scipy", "matplotlib", "optuna", "pyarrow")

@@ -29,6 +29,10 @@ ARROWS = {
     "report": {"types", "data", "track"},
     "protocols": set(),  # plain values
     "testing": {"types", "nn", "method", "methods", "data", "fed", "recipe", "experiment", "build"},
+    "learned": {"types", "nn", "method", "data", "fed", "recipe", "experiment", "track"},
+    "promptfile": {"types", "method", "recipe", "experiment", "track", "learned", "report"},
+    "nearest": {"types", "nn", "learned"},
+    "look": {"types", "nn", "data", "fed", "experiment", "build", "track", "learned", "report"},
     "command line": {
         "types",
         "nn",
@@ -39,6 +43,11 @@ ARROWS = {
         "build",
         "engine",
         "track",
+        "learned",
+        "look",
+        "nearest",
+        "promptfile",
+        "testing",
         "report",
         "protocols",
     },
@@ -47,19 +56,18 @@ ARROWS = {
 
 COMMAND_LINE = {
     "cli",
+    "clusterfile",
     "commands",
     "console",
-    "datacmd",
-    "doctor",
     "fields",
     "flags",
-    "listing",
     "news",
+    "setting",
     "outcome",
-    "probecmd",
+    "reproduce",
+    "shipped",
     "study",
     "where",
-    "ui",
 }
 OUTSIDERS = {"ray": ("engine/",), "mlflow": ("track/mlflow.py",), "open_clip": ("nn/backbone.py",), "ot": ()}
 """Package -> the only places in which it is imported; POT is a test's oracle."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fedray import recipe
 from fedray.cli import COMMANDS, main
+from fedray.commands.study import a_study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,7 +41,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(blocks("python")) == 3
+    assert len(blocks("python")) == 7
     assert len(commands()) >= 6
 
 
@@ -58,7 +62,10 @@ def test_own_method_trains(desk: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_command_parses(line: str, desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = shlex.split(line)[1:]
     assert words[0] in COMMANDS
-    if words[0] in ("run", "sweep"):
+    if words[0] == "run" and (file := a_study(words[1:2])):
+        said = subprocess.run([sys.executable, file, "--help"], capture_output=True, text=True, check=True)
+        assert all(word in said.stdout for word in words if word.startswith("--"))
+    elif words[0] in ("run", "sweep"):
         assert main([*words, "--print-config"]) == 0, capsys.readouterr().err
     else:
         assert main([words[0], "--help"]) == 0
@@ -69,7 +76,7 @@ def test_command_parses(line: str, desk: Path, capsys: pytest.CaptureFixture[str
 def test_setup_commands_are_the_ones_promised() -> None:
     start = "python -m venv .venv && . .venv/bin/activate && pip install -e "
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python")]
-    assert lines == [f"{start}. && python studies/alpha_sweep.py", f'{start}".[test]" && pytest']
+    assert lines == [f"{start}. && python studies/alpha_sweep.py", f'{start}".[test]" && pytest -n 2']
 
 
 ROW = r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \| ([\d,]+) \| (\d+) \| ([a-z ]+) \|$"
@@ -99,5 +106,29 @@ def test_the_card_snippet_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.startswith("paper-only 0.005 100 ")
 
 
+def test_every_command_is_listed() -> None:
+    assert {line.split()[1] for line in commands()} == {*COMMANDS}
+
+
+def test_what_was_learned_is_used_as_it_stands(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = ["--clip.name", "tiny", "--rounds", "1", "--partition.clients", "4", "--placement", "inline"]
+    assert main(["run", "--method", "otdpp", *tiny, "--mlflow", "off"]) == 0
+    export = next(line for line in commands() if line.startswith("fedray export"))
+    assert main(shlex.split(export)[1:]) == 0
+    (desk / "photos").mkdir()
+    for name in ("one", "two"):
+        Image.new("RGB", (20, 20), "red").save(desk / "photos" / f"{name}.png")
+    capsys.readouterr()
+    snippet = next(block for block in blocks("python") if "load_prompts(" in block)
+    exec(compile(snippet, "README.md", "exec"), {})
+    shown = ast.literal_eval(capsys.readouterr().out)
+    assert [len(top) for top in shown] == [3, 3]
+    assert shown[0] == shown[1]
+    for line in commands():
+        if line.split()[1] in ("predict", "words"):
+            assert main(shlex.split(line)[1:]) == 0, line
+
+
 def test_every_exit_code_is_in_the_table() -> None:
-    assert re.findall(r"^\| ([\d, ]+) \|", README, flags=re.MULTILINE) == ["0", "2", "3", "4", "130, 143"]
+    table = README.partition("| exit code |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| ([\d, ]+) \|", table, flags=re.MULTILINE) == ["0", "2", "3", "4", "130, 143"]

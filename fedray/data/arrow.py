@@ -116,8 +116,10 @@ def mapped(path: Path, sha256: str) -> dict[str, list[NDArray[Any]]]:
         if sha(path) != sha256:
             raise Unavailable(f"{path}: is not the file that was stored; run again to compute it anew")
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except OSError as error:
-        raise Unavailable(f"{path}: {error.strerror or error}; run again to compute it anew") from error
+    except (OSError, pa.ArrowException) as error:
+        raise Unavailable(f"{path}: {getattr(error, 'strerror', 0) or error}; run again to compute it anew") from error
+    if any(field.metadata or not pa.types.is_fixed_size_list(field.type) for field in reader.schema):
+        raise Unavailable(f"{path}: has columns that fedray does not write; delete it and run again")
     shapes = json.loads(reader.schema.metadata[b"shapes"])
     records = [reader.get_batch(i) for i in range(reader.num_record_batches)]
     return {

@@ -1,9 +1,14 @@
-"""A partition as a file: Parquet rows (client, index, label), with digests that notice any change."""
+"""A partition as a file: Parquet rows (client, index, label), with digests that notice any change.
+
+Those of parts and labels are what results depend on; the seal is the SHA-256 of the whole file, with zeros in its own
+place, and notices a flipped bit also where no value depends on it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,11 @@ from numpy.typing import NDArray
 
 from fedray.data.dealing import Indices
 from fedray.errors import Unavailable
+
+SEAL, BLANK = re.compile(rb"fedray\.seal..([0-9a-f]{64})", re.DOTALL), b"0" * 64
+"""Where a file has its seal, and what stands there while it is computed."""
+UNSEALED = 3
+"""Facts that a file has from before there were seals."""
 
 
 def digest(parts: Sequence[NDArray[Any]]) -> str:
@@ -43,16 +53,20 @@ def save(path: Path, parts: Sequence[NDArray[Any]], labels: NDArray[Any]) -> str
         "fedray.clients": str(len(parts)),
         "fedray.digest": digest(parts),
         "fedray.labels": digest([*np.atleast_2d(dealt.T)]),
+        "fedray.seal": BLANK.decode(),
     }
     schema = _schema(multi)
     rows = pa.table(columns, schema=schema)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    sink = pa.BufferOutputStream()
+    options = {"write_statistics": False, "store_schema": False, "write_page_checksum": True}
+    with pq.ParquetWriter(sink, schema, **options) as writer:
+        writer.write_table(rows)
+        writer.add_key_value_metadata(facts)
+    image = bytes(sink.getvalue())
     try:
         with draft.open("wb") as file:
-            options = {"write_statistics": False, "store_schema": False, "write_page_checksum": True}
-            with pq.ParquetWriter(file, schema, **options) as writer:
-                writer.write_table(rows)
-                writer.add_key_value_metadata(facts)
+            file.write(image.replace(BLANK, hashlib.sha256(image).hexdigest().encode()))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -74,7 +88,9 @@ def load(path: Path) -> tuple[list[Indices], Indices | NDArray[np.int8]]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True, arrow_extensions_enabled=False)
+        image = path.read_bytes()
+        source = pa.BufferReader(image)
+        file = pq.ParquetFile(source, page_checksum_verification=True, arrow_extensions_enabled=False)
         facts = file.metadata.metadata or {}
         multi = "labels" in file.schema_arrow.names
         if b"ARROW:schema" in facts or not file.schema_arrow.equals(_schema(multi)):
@@ -84,7 +100,9 @@ def load(path: Path) -> tuple[list[Indices], Indices | NDArray[np.int8]]:
         dealt = _rows(last, len(index)) if multi else last.to_numpy()
         parts = [index[client == k] for k in range(int(facts[b"fedray.clients"]))]
         told = facts[b"fedray.digest"].decode(), facts[b"fedray.labels"].decode()
-        whole = (digest(parts), digest([*np.atleast_2d(dealt.T)])) == told
+        whole = (digest(parts), digest([*np.atleast_2d(dealt.T)])) == told and (
+            len(facts) == UNSEALED or _sealed(image)
+        )
     except FileNotFoundError:
         raise Unavailable(f"{path}: no such partition; write it anew") from None
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
@@ -94,6 +112,11 @@ def load(path: Path) -> tuple[list[Indices], Indices | NDArray[np.int8]]:
     labels = np.empty_like(dealt)
     labels[index] = dealt
     return parts, labels
+
+
+def _sealed(image: bytes) -> bool:
+    seals = SEAL.findall(image)
+    return len(seals) == 1 and hashlib.sha256(image.replace(seals[0], BLANK)).hexdigest().encode() == seals[0]
 
 
 def _rows(column: Any, n: int) -> NDArray[np.int8]:

@@ -89,7 +89,7 @@ def _members(archive: Path, folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Path and content of each file, all paths being good."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
-            entries = [entry for entry in packed.infolist() if not entry.is_dir()]
+            entries = [entry for entry in packed.infolist() if not entry.filename.endswith("/")]
             for entry in entries:
                 mode = entry.external_attr >> 16
                 _fit(archive, entry.filename, plain=stat.S_IFMT(mode) in (0, stat.S_IFREG))

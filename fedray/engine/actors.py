@@ -6,24 +6,31 @@ states are durable before a call's answer leaves: the answer carries their hashe
 Small payloads travel as plain arguments; weights and features are files that each process maps.
 Retries are unlimited and safe: a step starts from the version before its round, so doing it twice changes nothing.
 
+A host that was lost with its node, and for which there is no other place, has its clients taken over by another host
+until it is back: their private states are in files that every node sees.
+
 Every call also carries a lease: which run's clients it is for, and how to open them. So a host that was started anew
 after a crash, or that served another run before, can't answer for the wrong one: it opens what the call names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import math
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
-from fedray.engine import wire
+from fedray.engine import seats, wire
+from fedray.engine.calls import done, got, waiting
 from fedray.engine.cluster import resources
 from fedray.engine.placement import Placement
+from fedray.engine.seats import device
 from fedray.errors import Unavailable
 from fedray.fed.client import Setup
 from fedray.fed.clients import Clients
@@ -34,17 +41,23 @@ from fedray.types import GLOBAL, Job, Result, Scores
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
+log = logging.getLogger("fedray")
+
 INLINE_BYTES = 100_000
 """Above this a payload goes through the object store once, below it is cheaper as a plain argument."""
-
-RESTARTS = 100
-"""Times that one actor may be started again (lost nodes, killed processes); more would be a loop of crashes."""
 
 GRACE = 0.2
 """Share of a deadline that hosts get on top: they stop by their own clocks, and what is done then is still welcome."""
 
 PATIENCE = 600.0
 """Seconds that actors may wait for a place; a cluster that scales up needs minutes."""
+
+
+LOST_S = 60.0
+"""Seconds without a process after which a host's clients move to another one; what is restarted takes less."""
+
+LOOK_S = 5.0
+"""Seconds without any answer after which one looks whether hosts are lost."""
 
 
 class Lease(NamedTuple):
@@ -54,6 +67,13 @@ class Lease(NamedTuple):
     setup: list[ray.ObjectRef[Setup]]  # a reference in a list travels as such; only a host that opens fetches it
     private: str | None
     conduct: Conduct = PLAIN
+
+
+class Call(NamedTuple):
+    """Work that a host was asked for."""
+
+    host: ActorHandle[Host]
+    answer: Any
 
 
 class Host:
@@ -73,9 +93,9 @@ class Host:
         And of clients that failed, what they said.
         """
         clients, jobs = self._open(lease), wire.unpack_jobs(message)
-        got = list(trained(clients, jobs, lease.conduct))
-        faults = [fault for fault in got if isinstance(fault, Fault)]
-        results = [result for result in got if not isinstance(result, Fault)]
+        found = list(trained(clients, jobs, lease.conduct))
+        faults = [fault for fault in found if isinstance(fault, Fault)]
+        results = [result for result in found if not isinstance(result, Fault)]
         return wire.pack_results(results), clients.vault.save(max(job.round for job in jobs)), faults
 
     def score(self, lease: Lease, message: wire.Jobs) -> list[Scores]:
@@ -95,18 +115,6 @@ class Host:
         return self.clients
 
 
-def device() -> str:
-    """The GPU that Ray gave to this process, else the CPU. A share of a GPU is made a limit to its memory, too."""
-    import torch
-
-    assigned: Callable[[], dict[str, float]] = ray.get_runtime_context().get_assigned_resources
-    share = assigned().get("GPU", 0)
-    if not share or not torch.cuda.is_available():
-        return "cpu"
-    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
-    return "cuda"
-
-
 class RayActors:
     """An executor whose clients live in actors. Use with ``contextlib.closing``, or call `close`.
 
@@ -121,11 +129,11 @@ class RayActors:
         self.lease: Lease | None = None
         self.changed: Versions = {}  # private states that no `save` has named yet
         self.faults: list[Fault] = []  # clients that failed, as it becomes known
-        self.owing: dict[int, Any] = {}  # host -> call that was not done when its time was up
-        actor: Any = ray.remote(Host).options(
-            num_cpus=placement.num_cpus, num_gpus=placement.num_gpus, max_restarts=RESTARTS, max_task_retries=-1
-        )
-        self.hosts: list[ActorHandle[Host]] = [actor.remote() for _ in placement.hosts]
+        self.owing: dict[int, Call] = {}  # host -> call that was not done when its time was up
+        self.lost: dict[int, float] = {}  # host without a process -> since when it has been
+        self.away: dict[int, int] = {}  # host whose clients have moved -> the one that has them
+        self.seats = seats.taken(placement)
+        self.hosts: list[ActorHandle[Host]] = [seats.start(Host, placement, seat) for seat in self.seats]
 
     def open(
         self, setup: Setup, private: Path | None, *, clients: Placement | None = None, conduct: Conduct = PLAIN
@@ -151,16 +159,20 @@ class RayActors:
         With a deadline, a host that is not done in time leaves its clients out; what it sends later comes among the
         results of a later round. It is asked for no more until then.
         """
+        self._take_back()
+        self._move(self.owing.keys())
+        self.owing = {index: call for index, call in self.owing.items() if not self._void(call)}
         groups = self._by_host(jobs)
-        late = [self.owing.pop(index) for index in list(self.owing) if _done(self.owing[index])]
+        late = [self.owing.pop(index).answer for index in list(self.owing) if done(self.owing[index].answer)]
         for index in self.owing.keys() & groups.keys():
             self._excused(groups.pop(index), "its host is still at an earlier round")
         return self._results(late, self._sent("fit", groups), groups)
 
     def score(self, jobs: Sequence[Job]) -> Iterator[Scores]:
         """Let them score; results in order of completion, one host's at a time."""
-        calls = list(self._sent("score", self._by_host(jobs)).values())
-        return (scores for _, answer in _answers(calls) for scores in answer)
+        groups = self._by_host(jobs)
+        calls = self._sent("score", groups)
+        return (scores for _, answer in self._answers("score", calls, groups) for scores in answer)
 
     def save(self, round: int) -> Versions:
         """The private states that are new; the hosts have made them durable."""
@@ -169,21 +181,22 @@ class RayActors:
 
     def load(self, round: int, manifest: Versions) -> None:
         """Return to a checkpoint's private states."""
-        calls: list[Any] = []
-        for host, clients in zip(self.hosts, self.placement.hosts, strict=True):
-            calls.append(host.load.remote(self.lease, round, {c: manifest[c] for c in clients if c in manifest}))
-        _get(calls)
+        whose: dict[int, Versions] = {index: {} for index in range(len(self.hosts)) if index not in self.away}
+        for client in sorted(manifest):
+            whose[self._at(self.placement.host(client))][client] = manifest[client]
+        got([self.hosts[index].load.remote(self.lease, round, part) for index, part in whose.items()])
         self.changed = {}
 
     def close(self) -> None:
         """End the actors."""
         for host in self.hosts:
             ray.kill(host)
-        self.hosts = []
+        seats.left(self.seats)
+        self.hosts, self.seats = [], []
 
     def _await_place(self) -> None:
         try:
-            _get([host.ready.remote() for host in self.hosts], timeout=PATIENCE)
+            got([self.hosts[i].ready.remote() for i in range(len(self.hosts)) if i not in self.away], timeout=PATIENCE)
         except GetTimeoutError:
             p, free = self.placement, resources(free=True)
             raise Unavailable(
@@ -200,61 +213,87 @@ class RayActors:
             groups.setdefault(index, []).append(job)
         return groups
 
-    def _sent(self, method: str, groups: dict[int, list[Job]]) -> dict[int, Any]:
-        messages = {index: wire.pack_jobs(group) for index, group in groups.items()}
-        return {i: getattr(self.hosts[i], method).remote(self.lease, _sendable(m)) for i, m in messages.items()}
+    def _sent(self, method: str, groups: dict[int, list[Job]]) -> dict[int, Call]:
+        sent = {}
+        for index, message in {index: wire.pack_jobs(group) for index, group in groups.items()}.items():
+            host = self.hosts[self._at(index)]
+            sent[index] = Call(host, getattr(host, method).remote(self.lease, _sendable(message)))
+        return sent
 
-    def _results(self, late: list[Any], calls: dict[int, Any], groups: dict[int, list[Job]]) -> Iterator[Result]:
+    def _answers(
+        self, method: str, calls: dict[int, Call], groups: dict[int, list[Job]], timeout: float | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """What is answered, as it is, until all is or the time is up. Where a host is lost, another one is asked."""
+        end = math.inf if timeout is None else monotonic() + timeout
+        while calls:
+            calls |= self._sent(method, {i: groups[i] for i, call in calls.items() if self._void(call)})
+            left = max(0.0, min(LOOK_S, end - monotonic()))
+            ready = ray.wait([call.answer for call in calls.values()], num_returns=1, timeout=left)[0]
+            if ready:
+                index = next(i for i, call in calls.items() if call.answer == ready[0])
+                del calls[index]
+                yield index, got(ready)[0]
+            elif monotonic() >= end:
+                return
+            else:
+                self._move(calls.keys())
+
+    def _void(self, call: Call) -> bool:
+        """Whether nobody will answer: another host has been put in the place of the one that was asked."""
+        return all(call.host is not host for host in self.hosts)
+
+    def _move(self, asked: Set[int]) -> None:
+        """Let others take over the clients of those asked that may never have a process again."""
+        if not asked or self.lease is None or self.lease.private is None:  # private states would be gone with them
+            return
+        now, every = monotonic(), range(len(self.hosts))
+        without = {index for index in every if waiting(self.hosts[index])}
+        self.lost = {index: self.lost.get(index, now) for index in without & {self._at(index) for index in asked}}
+        gone = {index for index, since in self.lost.items() if now - since >= LOST_S}
+        there = [index for index in every if index not in without | self.away.keys()]
+        if not gone or not there:
+            return
+        moved = [index for index in every if self._at(index) in gone]
+        self.away |= {index: there[n % len(there)] for n, index in enumerate(moved)}
+        for index in gone:
+            ray.kill(self.hosts[index])  # or it would come back to work that others have taken over
+            self.hosts[index] = seats.start(Host, self.placement, self.seats[index])
+        self._renew()
+        log.warning("%d of %d hosts have no place left; their clients move to others", len(moved), len(self.hosts))
+
+    def _take_back(self) -> None:
+        """Give hosts that have a place again their clients."""
+        if back := {index for index in self.away if not waiting(self.hosts[index])}:
+            self.away = {index: other for index, other in self.away.items() if index not in back}
+            self._renew()
+
+    def _renew(self) -> None:
+        """Another lease: who gets clients of another host must look into the files anew."""
+        if self.lease:
+            self.lease = self.lease._replace(key=uuid4().hex)
+
+    def _at(self, index: int) -> int:
+        """The host that has a host's clients."""
+        return self.away.get(index, index)
+
+    def _results(self, late: list[Any], calls: dict[int, Call], groups: dict[int, list[Job]]) -> Iterator[Result]:
         allowed = self.lease.conduct.failure.deadline_s if self.lease else None
-        owed = {call: index for index, call in calls.items()}
-        for call, (message, versions, faults) in _answers([*late, *owed], allowed and allowed * (1 + GRACE)):
+        for message, versions, _ in got(late):  # of their faults it is known
             self.changed |= versions
-            self.faults += faults if owed.pop(call, None) is not None else []  # of late ones it is known
             yield from wire.unpack_results(message)
-        for call, index in owed.items():
-            self.owing[index] = call
-            self._excused(groups[index], f"not done within {allowed:g} s")
+        answers = self._answers("fit", calls, groups, allowed and allowed * (1 + GRACE))
+        for index, (message, versions, faults) in answers:
+            del groups[index]
+            self.changed |= versions
+            self.faults += faults
+            yield from wire.unpack_results(message)
+        for index, jobs in groups.items():
+            self.owing[index] = calls[index]
+            self._excused(jobs, f"not done within {allowed:g} s")
 
     def _excused(self, jobs: Sequence[Job], text: str) -> None:
         self.faults += [Fault(job.round, job.client, "late", text) for job in jobs]
 
 
-def _answers(pending: list[Any], timeout: float | None = None) -> Iterator[tuple[Any, Any]]:
-    """Calls with what they answer, as they do, until all have or the time is up."""
-    end = None if timeout is None else monotonic() + timeout
-    while pending:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=None if end is None else max(0.0, end - monotonic()))
-        if not ready:
-            return
-        yield ready[0], _get(ready)[0]
-
-
-def _done(call: Any) -> bool:
-    return bool(ray.wait([call], num_returns=1, timeout=0)[0])
-
-
 def _sendable(message: wire.Jobs) -> Any:
     return ray.put(message) if wire.payload(message[0]) > INLINE_BYTES else message
-
-
-def _get(calls: list[Any], timeout: float | None = None) -> list[Any]:
-    """Wait for calls; an error is raised as what it was in the actor, without Ray's wrapping."""
-    try:
-        return list(ray.get(calls, timeout=timeout))
-    except RayTaskError as error:
-        raise unwrapped(error) from error
-    except RayActorError as error:
-        raise Unavailable(f"an actor that hosts clients died for good ({first_line(error)}); {AGAIN}") from error
-
-
-AGAIN = "finished rounds are kept: give the same command again to go on"
-
-
-def unwrapped(error: RayTaskError) -> BaseException:
-    """What was raised in the other process."""
-    return error.cause if isinstance(error.cause, BaseException) else error
-
-
-def first_line(error: BaseException) -> str:
-    """An error's text up to its first line's end."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

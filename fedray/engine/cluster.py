@@ -27,9 +27,14 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every listener on loopback
     "RAY_preload_python_modules": "torch",  # idle workers import it while we build (a comma list; JSON is ignored)
 }
+GROWTH = {"CPU": "FEDRAY_CPUS", "GPU": "FEDRAY_GPUS"}
+"""Where a cluster's file says how many of each it may grow to."""
 CGROUP = Path("/sys/fs/cgroup")
 REACH_S = 5.0
 """Seconds to wait for a cluster's port; Ray itself would try for minutes."""
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+SETTINGS = 4
+"""HTTP/2's greeting, an empty list of settings, and the kind of frame that a server answers with."""
 
 
 @contextmanager
@@ -97,19 +102,47 @@ def free_memory() -> int:
 
 
 def resources(*, free: bool = False) -> dict[str, float]:
-    """What the cluster has ("CPU", "GPU", ...), or what of it is not taken."""
+    """What the cluster has ("CPU", "GPU", ...) or is said to grow to, or what of it is not taken.
+
+    Raises:
+        BadInput: what is said of its growth is no number.
+    """
     import ray
 
-    ask: Callable[[], dict[str, float]] = ray.available_resources if free else ray.cluster_resources
-    return ask()
+    if free:
+        now: Callable[[], dict[str, float]] = ray.available_resources
+        return now()
+    whole: Callable[[], dict[str, float]] = ray.cluster_resources
+    there = whole()
+    return there | {kind: max(there.get(kind, 0), most) for kind, most in growth().items()}
+
+
+def growth() -> dict[str, float]:
+    """What an autoscaler may bring, which Ray does not tell: without it a cluster of no workers would stay so."""
+    found = {}
+    for kind, name in GROWTH.items():
+        if said := os.environ.get(name):
+            if not said.isdecimal():
+                raise BadInput(f"{name} must be a whole number, of what the cluster may grow to; got {said!r}")
+            found[kind] = float(said)
+    return found
 
 
 def alone() -> bool:
-    """Whether this host is the whole cluster."""
+    """Whether this host is the whole cluster, and will be."""
     import ray
 
     ask: Callable[[], list[dict[str, Any]]] = ray.nodes
-    return sum(bool(node["Alive"]) for node in ask()) == 1
+    return sum(bool(node["Alive"]) for node in ask()) == 1 and not growth()
+
+
+def given() -> str | None:
+    """The cluster that `attached` goes to; None: a local Ray of its own.
+
+    Raises:
+        BadInput, Unavailable: see `attached`.
+    """
+    return _address()
 
 
 def _start(place: str, num_cpus: int | None, num_gpus: int | None) -> None:
@@ -159,10 +192,12 @@ def _address() -> str | None:
 
 
 def _answers(address: str) -> bool:
+    """Whether a gRPC server, as Ray's is one, greets whoever comes; what else may listen there would be waited for."""
     host, _, port = address.rpartition(":")
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S):
-            return True
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S) as line:
+            line.sendall(HELLO)
+            return len(head := line.recv(9, socket.MSG_WAITALL)) == 9 and head[3] == SETTINGS
     except (OSError, ValueError):
         return False
 

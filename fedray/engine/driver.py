@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import NamedTuple, TypeAlias
 
 from filelock import FileLock, Timeout
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from fedray.build import Built, build
 from fedray.data import partition
 from fedray.engine import samedata
+from fedray.engine.meters import metered
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, as_dict
@@ -124,6 +126,7 @@ def drive(
     found = _opened(experiment, built, folder)
     resume, private = found if found else (None, {})
     executor.load(resume.round if resume else 0, private)
+    meter = metered(folder, experiment.rounds)
     shared = resume.shared if resume else built.shared
     for done in rounds(
         built.shared,
@@ -143,7 +146,9 @@ def drive(
         resume=resume,
     ):
         private |= executor.save(done.round)
+        start = perf_counter()
         folder.commit(done, done.rows, private)
+        meter(done, perf_counter() - start)
         shared = done.shared
         for fault in [fault for fault in faults if fault.round <= done.round]:
             noted(folder, str(fault), fault.trace)

@@ -37,8 +37,10 @@ class Placement:
     kind: Kind
     hosts: tuple[tuple[int, ...], ...]  # clients pinned to each actor
     num_cpus: float  # of each actor
-    num_gpus: float
+    num_gpus: float  # the least, where `dealt` says that some have more
     reason: str
+    dealt: int = 0  # whole GPUs that hosts are dealt out to; 0: any arrangement uses all of them
+    accelerator: str = ""  # type of GPU; "": any
 
     def host(self, client: int) -> int:
         """The host that a client is pinned to."""
@@ -54,6 +56,7 @@ def place(
     memory: int | None = None,
     actors: int | None = None,
     need: Need | None = None,
+    accelerator: str = "",
 ) -> Placement:
     """Pin `clients` to actors.
 
@@ -65,6 +68,7 @@ def place(
         memory: free bytes for the actors; None if unknown.
         actors: number of actors for "packed"; None chooses as "auto" does.
         need: of an actor, where it was measured; else `ACTOR_BYTES`, and nothing is known of GPUs' memory.
+        accelerator: type of the GPUs, if only those of one type are counted.
 
     Raises:
         BadInput: an unknown kind, no client, `actors` out of range, actors that memory can't hold, or by measurement
@@ -86,15 +90,16 @@ def place(
                 f"placement exclusive needs {clients} actors, free memory holds {fits}{measured}; use packed, or fewer "
                 "clients"
             )
-        return _spread(kind, clients, clients, cpus, gpus, f"one client per actor{measured}")
+        return _spread(kind, clients, clients, cpus, gpus, f"one client per actor{measured}", accelerator)
     devices = int(gpus) if gpus >= 1 else max(1, int(cpus))
     count = actors or min(clients, devices, fits)
     if need and count > fits:
         raise BadInput(f"{_count(count, 'actor')} asked for, free memory holds {fits}{measured}; use fewer --actors")
-    reason = f"{_count(count, 'actor')} for {_count(devices, 'GPU' if gpus >= 1 else 'CPU')}{measured}"
+    device = f"{accelerator} GPU".strip() if gpus >= 1 else "CPU"
+    reason = f"{_count(count, 'actor')} for {_count(devices, device)}{measured}"
     if not actors and fits < min(clients, devices):
         reason += f", as many as free memory holds ({(memory or 0) / 2**30:.1f} GB)"
-    return _spread("packed", clients, count, cpus, gpus, reason)
+    return _spread("packed", clients, count, cpus, gpus, reason, accelerator)
 
 
 def _held(memory: int | None, need: Need | None) -> int:
@@ -133,10 +138,20 @@ def fraction(actors: int, devices: float) -> float:
     return math.floor(SHARES / math.ceil(actors / int(devices))) / SHARES
 
 
-def _spread(kind: Kind, clients: int, count: int, cpus: float, gpus: float, reason: str) -> Placement:
+def seats(actors: int, devices: int) -> list[tuple[int, float]]:
+    """Device and share of each actor, dealt out in turn: no device has two more than another.
+
+    Equal shares can't do that: Ray fills up a device before it takes the next, so that of 4 devices 5 halves use 3.
+    """
+    on = [actors // devices + (device < actors % devices) for device in range(devices)]
+    return [(a % devices, math.floor(SHARES / on[a % devices]) / SHARES) for a in range(actors)]
+
+
+def _spread(kind: Kind, clients: int, count: int, cpus: float, gpus: float, reason: str, accelerator: str) -> Placement:
     hosts = tuple(tuple(range(h, clients, count)) for h in range(count))
     if gpus:  # CPUs are not asked for: a node that is short of them must not leave its GPUs idle
-        return Placement(kind, hosts, 0, fraction(count, gpus), reason)
+        dealt = int(gpus) if count > gpus >= 1 and count % int(gpus) else 0
+        return Placement(kind, hosts, 0, fraction(count, gpus), reason, dealt, accelerator)
     return Placement(kind, hosts, fraction(count, cpus), 0, reason)
 
 

@@ -5,6 +5,7 @@ Building here, while the actors start, spares the driver's process open_clip and
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,8 +18,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedray.build import Built, build
 from fedray.data.cache import default_cache
 from fedray.engine import probe, wire
-from fedray.engine.actors import RayActors, first_line, unwrapped
-from fedray.engine.cluster import alone, attached, free_memory, resources
+from fedray.engine.actors import RayActors
+from fedray.engine.calls import first_line, unwrapped
+from fedray.engine.cluster import alone, attached, free_memory
+from fedray.engine.devices import devices
 from fedray.engine.driver import Rounds, Started, claimed, conduct, drive, warned
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import Unavailable
@@ -35,6 +38,7 @@ class Driver:
     def rounds(self, experiment: Experiment, built: Built, folder: Path) -> Generator[wire.Done, None, None]:
         """Run, yielding each committed round."""
         run = RunFolder.open(folder)
+        gc.freeze()  # half a million objects of what is imported, which no full collection needs to look through
         with closing(self.executor), claimed(run):
             self.executor.open(built.setup, run.private_dir, conduct=conduct(experiment))
             for done in drive(experiment, built, run, self.executor, self.executor.faults):
@@ -45,15 +49,16 @@ def remotely(experiment: Experiment, folder: RunFolder, kind: Kind, actors: int 
     """Place a run on the Ray that this process is attached to, or on a local one of its own."""
     with ExitStack() as stack:
         stack.enter_context(attached())
-        total = resources()
+        cpus, gpus, accelerator = devices()
         placement = place(
             kind,
             experiment.partition.clients,
-            cpus=total.get("CPU", 1),
-            gpus=total.get("GPU", 0),
+            cpus=cpus,
+            gpus=gpus,
             memory=free_memory() if alone() else None,  # of other nodes nothing is known
             actors=actors,
             need=probe.known(experiment, cache or default_cache()),
+            accelerator=accelerator,
         )
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # the run folder's
         driver: Any = ray.remote(Driver).options(num_cpus=0, scheduling_strategy=here).remote(placement)

@@ -1,6 +1,7 @@
 """Hyperparameter search: Optuna proposes, Tune places, the study lives in a journal that Optuna's dashboard opens.
 
     objective(point) = mean over cells (alphas, seeds) of a metric after the last round
+    front            = the points that no other beats in that and in bytes up per client and round
 
 Optuna is told the truth, which Ray's own searcher does not tell: a pruned trial is PRUNED (not a finished one with an
 early value), a failed or NaN one is FAIL (not RUNNING for ever), and a trial that the journal has closed stays closed.
@@ -21,6 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from fedray.engine import samedata
@@ -46,6 +48,7 @@ class Judged(NamedTuple):
     done: bool
     folder: str
     error: str
+    sent: float = 0.0  # bytes up per client and round
 
 
 def search(
@@ -56,6 +59,7 @@ def search(
     study: str,
     runs: Path,
     metric: str = "eval/local",
+    front: bool = False,
     placement: Kind = "auto",
     actors: int = 1,
     concurrent: int | None = None,
@@ -72,6 +76,7 @@ def search(
         study: folder of the runs; the journal is ``<runs>/<study>.journal``.
         runs: root of the run folders.
         metric: maximised; of a view, "eval/local", its accuracy or mean average precision.
+        front: minimise the bytes that a client sends up, too; nothing is pruned then.
         placement: of the clients of a cell; "auto" is "packed".
         actors: host actors of a trial.
         concurrent: trials at a time; None: as many as there are CPUs (GPUs) for their hosts.
@@ -80,8 +85,8 @@ def search(
         show: told after each cell of each candidate.
 
     Raises:
-        BadInput: an unknown path in `space`, a range with values that break a field's rule, no cell, or data that have
-            changed since a cell was begun.
+        BadInput: an unknown path in `space`, a range with values that break a field's rule, no cell, a study of this
+            name that had another goal, or data that have changed since a cell was begun.
         Unavailable: the run root or Ray can't be used.
     """
     if not cells or trials < 1 or actors < 1:
@@ -90,19 +95,19 @@ def search(
     samedata.unchanged(folders(runs, study), cache)  # trials that are closed are evidence too
     if placement == "exclusive":
         actors = max(cell.partition.clients for cell in cells)
-    storage, held = _open(runs, study)
+    storage, held = _open(runs, study, front)
     _take_up(held)
     if (left := trials - judged(held)) <= 0:
         return held
 
     def news(r: dict[str, Any]) -> None:
-        show(Judged(r["config"], r["objective"], r["cells_done"], r["done"], r["folder"], r["error"]))
+        show(Judged(r["config"], r["objective"], r["cells_done"], r["done"], r["folder"], r["error"], r["sent"]))
 
     with attached():  # ray and tune are slow to import: only when there is something to do
         from fedray.engine.trial import Candidate, Site
         from fedray.engine.tuner import absolute, fit
 
-        config = _strategy(held, storage, space, cells=len(cells), points=left, seed=seed)
+        config = _strategy(held, storage, space, cells=len(cells), points=left, seed=seed, front=front)
         site = Site(study, absolute(runs), cache, placement == "inline", actors)
         fit(Candidate, {"cells": list(cells), "metric": metric}, site, concurrent, config, {}, news)
     return open_study(runs, study)
@@ -116,8 +121,9 @@ def _strategy(
     cells: int,
     points: int,
     seed: int,
+    front: bool,
 ) -> tune.TuneConfig:
-    """Who proposes points (TPE) and who gives them up early (ASHA, after a third of the cells)."""
+    """Who proposes points (TPE) and who gives them up early (ASHA, after a third of the cells; of a front nobody)."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -125,13 +131,16 @@ def _strategy(
 
     searcher = TruthfulSearch(
         space=dict(space),
-        metric="objective",
-        mode="max",
+        metric=["objective", "sent"] if front else "objective",
+        mode=["max", "min"] if front else "max",
         study_name=held.study_name,
         storage=storage,
         sampler=_sampler(seed + len(held.trials)),
         cells=cells,
+        front=front,
     )
+    if front:
+        return tune.TuneConfig(search_alg=searcher, num_samples=points)
     pruner = ASHAScheduler(
         metric="objective", mode="max", time_attr="cells_done", max_t=cells, grace_period=-(-cells // 3)
     )
@@ -191,11 +200,16 @@ def _ends(distribution: BaseDistribution) -> Sequence[Any]:
     raise BadInput(f"{type(distribution).__name__} is no distribution that a search knows; take one of Optuna's")
 
 
-def _open(runs: Path, study: str) -> tuple[BaseStorage, optuna.Study]:
+def _open(runs: Path, study: str, front: bool | None = None) -> tuple[BaseStorage, optuna.Study]:
     optuna.logging.set_verbosity(logging.WARNING)
     runs.mkdir(mode=0o700, parents=True, exist_ok=True)
     storage = JournalStorage(JournalFileBackend(str(runs / f"{study}.journal")))
-    return storage, optuna.create_study(study_name=study, storage=storage, direction="maximize", load_if_exists=True)
+    goals = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if front else [])]
+    held = optuna.create_study(study_name=study, storage=storage, directions=goals, load_if_exists=True)
+    if front is not None and len(held.directions) != 1 + front:
+        goal = "accuracy against bytes" if len(held.directions) > 1 else "accuracy alone"
+        raise BadInput(f"search {study} was begun for {goal}; give this one another name")
+    return storage, held
 
 
 def _take_up(study: optuna.Study) -> None:

@@ -13,12 +13,14 @@ from ray.tune.search.optuna import OptunaSearch
 class TruthfulSearch(OptunaSearch):
     """Each trial's end is told as what it was: complete, pruned or failed; a trial that is closed stays closed."""
 
-    def __init__(self, *args: Any, cells: int, **options: Any) -> None:
+    def __init__(self, *args: Any, cells: int, front: bool = False, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.cells = cells
+        self.cells, self.front = cells, front
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report a running mean by the number of its cells, unless it is none or the trial is closed."""
+        if self.front:  # Optuna prunes by one objective only
+            return
         value = result.get("objective", math.nan)
         if not self._closed(trial_id) and math.isfinite(value):
             self._report(trial_id, value, result["cells_done"])
@@ -30,8 +32,11 @@ class TruthfulSearch(OptunaSearch):
         last = result or {}
         value, cells = last.get("objective", math.nan), last.get("cells_done", 0)
         trial = self._ot_trials[trial_id]
-        if error or not math.isfinite(value):
+        if error or not math.isfinite(value) or (self.front and cells < self.cells):
             self._study.tell(trial, state=TrialState.FAIL)
+            return
+        if self.front:
+            self._study.tell(trial, [value, last["sent"]])
             return
         self._report(trial_id, value, cells)  # Tune keeps a trial's last result to itself
         if cells < self.cells:

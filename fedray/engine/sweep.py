@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedray.engine import samedata
 from fedray.engine.cluster import attached
-from fedray.engine.driver import open_folder
+from fedray.engine.driver import open_folder, run, summary
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
@@ -55,7 +55,7 @@ def sweep(
         cells: the grid.
         study: folder and MLflow experiment of the cells.
         runs: root of the run folders.
-        placement: of the clients of a cell; "auto" is "packed".
+        placement: of the clients of a cell; "auto" is "packed"; "inline", one cell at a time, needs no Ray.
         actors: host actors of a cell.
         concurrent: cells at a time; None: as many as there are CPUs (GPUs) for their hosts.
         cache: backbone and features; ``$FEDRAY_CACHE`` if None.
@@ -79,8 +79,12 @@ def sweep(
     todo = [i for i in range(len(cells)) if i not in set(skipped)]
     if not todo:
         return Done(folders, skipped, {})
+    place = Place(study, runs, cache, placement == "inline", actors)
     try:
-        failed = _tune(cells, todo, Place(study, runs, cache, placement == "inline", actors), concurrent, show)
+        if place.inline and concurrent == 1:
+            failed = _here(cells, todo, place, show)
+        else:
+            failed = _tune(cells, todo, place, concurrent, show)
     finally:
         for i in todo:
             _left(folders[i])
@@ -95,6 +99,24 @@ class Place(NamedTuple):
     cache: Path | None
     inline: bool
     actors: int
+
+
+def _here(
+    cells: Sequence[Experiment], todo: list[int], where: Place, show: Callable[[Progress], None]
+) -> dict[int, str]:
+    """One cell after the other in this process."""
+    failed: dict[int, str] = {}
+    for i in todo:
+        try:
+            started = run(cells[i], study=where.study, runs=where.runs, placement="inline", cache=where.cache)
+            for done in started.rounds:
+                show(Progress(i, done.round, summary(done), done.round == cells[i].rounds))
+        except Exception as error:
+            from fedray.engine.trial import said  # which imports ray
+
+            failed[i] = said(error)
+            show(Progress(i, 0, {}, True, failed[i]))
+    return failed
 
 
 def _tune(

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any, NamedTuple
 
 from ray import tune
 
 from fedray.build import Built, build
-from fedray.engine.actors import RayActors, device
+from fedray.engine.actors import RayActors
 from fedray.engine.driver import claimed, conduct, drive, open_folder, summary
+from fedray.engine.nodes import must_see
 from fedray.engine.placement import Placement, place
+from fedray.engine.seats import device
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
 from fedray.fed.loop import Inline
@@ -35,6 +38,7 @@ class Site(NamedTuple):
     actors: int  # host actors of a trial
     num_cpus: float = 0  # of each host actor
     num_gpus: float = 0
+    accelerator: str = ""  # type of GPU; "": any
 
 
 class Warm:
@@ -46,6 +50,7 @@ class Warm:
 
     def rounds(self, experiment: Experiment) -> Generator[Round, None, None]:
         """Drive one cell, from wherever its run folder was left."""
+        must_see(self.site.runs / ".tune")  # which the sweep's process made
         folder = open_folder(experiment, study=self.site.study, runs=self.site.runs)
         if folder.status["state"] == "done":
             return
@@ -91,7 +96,10 @@ class Warm:
     def _placement(self, clients: int) -> Placement:
         actors = min(self.site.actors, clients)
         pinned = place("packed", clients, cpus=actors, actors=actors)
-        return Placement("packed", pinned.hosts, self.site.num_cpus, self.site.num_gpus, pinned.reason)
+        site = self.site
+        return Placement(
+            "packed", pinned.hosts, site.num_cpus, site.num_gpus, pinned.reason, accelerator=site.accelerator
+        )
 
 
 class Cell(tune.Trainable):
@@ -151,17 +159,19 @@ class Candidate(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Judge the next candidate in the same process."""
-        self.point, self.scores = new_config, list[float]()
+        self.point, self.scores, self.sent = new_config, list[float](), list[float]()
         return True
 
     def step(self) -> dict[str, Any]:
         """Run the next cell to its end, or read what it gave when it was run before."""
-        result: dict[str, Any] = {"objective": math.nan, "error": "", "folder": ""}
+        result: dict[str, Any] = {"objective": math.nan, "sent": math.nan, "error": "", "folder": ""}
         try:
             experiment = self.cells[len(self.scores)].override(**self.point)
             folder, score = self.warm.score(experiment, self.metric)
             self.scores.append(score)
-            result |= {"folder": str(folder.path), "objective": sum(self.scores) / len(self.scores)}
+            self.sent.append(uploaded(folder))
+            means = {"objective": mean(self.scores), "sent": mean(self.sent)}
+            result |= {"folder": str(folder.path), **means}
         except Exception as error:
             result["error"] = said(error)
         ended = bool(result["error"]) or len(self.scores) == len(self.cells)
@@ -170,6 +180,12 @@ class Candidate(tune.Trainable):
     def cleanup(self) -> None:
         """End the host actors with the trial's."""
         self.warm.close()
+
+
+def uploaded(folder: RunFolder) -> float:
+    """Bytes that a client sent up in a round, the mean over all visits of a run."""
+    rows = [row for row in folder.rows(client=GLOBAL) if row.metric == "comm/up_bytes"]
+    return sum(row.value for row in rows) / max(sum(row.n for row in rows), 1)
 
 
 def said(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray import tune
 
-from fedray.engine.cluster import resources
+from fedray.engine.devices import asked, devices
 from fedray.engine.placement import fraction
 from fedray.engine.trial import Site
 
@@ -50,6 +50,7 @@ def share(site: Site, cpus: float, gpus: float, concurrent: int | None) -> tuple
 def bundles(site: Site) -> list[dict[str, float]]:
     """What Tune reserves for a trial: its own process first, then its hosts."""
     host = {kind: amount for kind, amount in (("CPU", site.num_cpus), ("GPU", site.num_gpus)) if amount}
+    host |= asked(site.accelerator)
     if site.inline:
         return [host]
     return [{"CPU": DRIVER_SHARE * (site.num_cpus or 1)}] + [host] * site.actors
@@ -69,8 +70,8 @@ def fit(
     Returns:
         The configurations of the trials whose processes kept dying, and Ray's word for it.
     """
-    total = resources()
-    site, count = share(site, total.get("CPU", 1), total.get("GPU", 0), concurrent)
+    cpus, gpus, accelerator = devices()
+    site, count = share(site._replace(accelerator=accelerator if gpus else ""), cpus, gpus, concurrent)
     config.reuse_actors, config.max_concurrent_trials = True, count
     folder = site.runs / ".tune"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

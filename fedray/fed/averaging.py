@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from fedray.types import Params
 
+TOGETHER = 1 << 17
+"""Numbers that are converted to float64 at a time: 1 MB."""
+
 
 def mean(like: Params, models: Sequence[Params], weights: Sequence[float]) -> Params:
     """The weighted mean of `models`, with the names and types of `like`.
@@ -33,9 +36,24 @@ def mean(like: Params, models: Sequence[Params], weights: Sequence[float]) -> Pa
         if not value.is_floating_point():
             averaged[name] = torch.stack([model[name] for model in models]).amax(0)
             continue
-        first, *rest = (model[name].double() * w for model, w in zip(models, weights, strict=True))
-        averaged[name] = sum(rest, start=first).to(value.dtype)
+        averaged[name] = _sum([model[name] for model in models], weights).to(value.dtype)
     return averaged
+
+
+def _sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Weighted sum in float64, one after the other; what is converted together fits into the cache."""
+    import torch
+
+    weight, at_once = torch.tensor(weights, dtype=torch.float64), max(1, TOGETHER // max(1, values[0].numel()))
+    total: Tensor | None = None
+    for i in range(0, len(values), at_once):
+        part = torch.stack(list(values[i : i + at_once])).double()
+        part *= weight[i : i + at_once].view(-1, *[1] * (part.ndim - 1)).to(part.device)
+        for row in part.unbind():
+            total = row.clone() if total is None else total.add_(row)
+    if total is None or len(weight) != len(values):
+        raise ValueError(f"{len(values)} models with {len(weight)} weights; give as many, and at least one")
+    return total
 
 
 def shares(counts: Iterable[int], weighting: str | None) -> list[float]:

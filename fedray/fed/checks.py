@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pydantic import ConfigDict, Field
@@ -21,6 +21,8 @@ from pydantic.dataclasses import dataclass
 from fedray.fed.averaging import flat
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedray.fed.participation import Fault
     from fedray.types import Job, Params, Result, Row
 
@@ -125,17 +127,29 @@ def _plain(asked: Mapping[int, Job], results: Sequence[Result], checks: Checks) 
     """Whether all are good for certain, seen in one go: what is nearly always the case."""
     import torch
 
-    numbers = [value for r in results for value in r.shared.values() if value.numel()]
-    if checks.max_norm is not None or sum(value.nbytes for value in numbers) > AT_ONCE:
+    if checks.max_norm is not None:
         return False
     as_asked = all(
         r.shared.keys() == (sent := asked[r.client].shared).keys()
         and all(v.shape == sent[name].shape and v.dtype == sent[name].dtype for name, v in r.shared.items())
         for r in results
     )
-    if not as_asked or not numbers:
-        return as_asked
-    return bool(torch.cat([value.flatten() for value in numbers]).abs().amax() <= PLAIN)  # false for NaN
+    numbers = (value.flatten() for r in results for value in r.shared.values() if value.numel())
+    return as_asked and all(bool(torch.cat(some).abs().amax() <= PLAIN) for some in _parts(numbers))  # false for NaN
+
+
+def _parts(numbers: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Some at a time, in order, of about `AT_ONCE` bytes."""
+    some: list[Tensor] = []
+    held = 0
+    for value in numbers:
+        some.append(value)
+        held += value.nbytes
+        if held >= AT_ONCE:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 def fault(job: Job, result: Result, checks: Checks) -> Refused | None:

@@ -138,14 +138,14 @@ def rounds(
         start = perf_counter()
         turned, jobs, arrived = ahead[0], ahead[1], list(ahead[2])
         sifted = quorum(round, sift(round, jobs, arrived, checks, faults), conduct.failure.min_fit)
-        state = aggregator.update(state, sifted.accepted)
-        fitted, due = perf_counter(), round % evaluate_every == 0 or round == total
+        looked, due = perf_counter(), round % evaluate_every == 0 or round == total
+        state, fitted = aggregator.update(state, sifted.accepted), perf_counter()
         views = _jobs(aggregator, state, round, (GLOBAL, *clients) if due else (GLOBAL,))
         scores = executor.score(_sittings(views, exams, personal)) if due else iter(())
         ahead = begun(round + 1)  # actors train on while we count, and while the caller writes this round down
         rows = _training(round, jobs, arrived, sifted) + recorded(conduct.participation, round, turned)
-        rows += _spending(round, aggregator, state) + _evaluation(round, scores) + _times(round, start, fitted, due)
-        yield Round(round, state, views[0].shared, turned.come, tuple(rows))
+        rows += _spending(round, aggregator, state) + _evaluation(round, scores)
+        yield Round(round, state, views[0].shared, turned.come, tuple(rows + _times(round, start, looked, fitted, due)))
 
 
 def _jobs(aggregator: Aggregator, state: Params, round: int, who: Iterable[int]) -> list[Job]:
@@ -171,8 +171,8 @@ def cohort(
     size = cohort_size(len(clients), fraction)
     draw, some = rng(seed, "cohort", round), clients if there is None else sorted({*clients} & {*there})
     if sampling == "poisson":
-        thrown = zip(sorted(clients), draw.random(len(clients)), strict=True)
-        return [k for k, throw in thrown if throw < fraction and k in some]
+        thrown, present = zip(sorted(clients), draw.random(len(clients)), strict=True), {*some}
+        return [k for k, throw in thrown if throw < fraction and k in present]
     return sorted(int(k) for k in draw.choice(np.asarray(some, int), min(size, len(some)), replace=False))
 
 
@@ -225,10 +225,11 @@ def _spending(round: int, aggregator: Aggregator, state: Params) -> list[Row]:
     return [Row(round, GLOBAL, name, value, 0) for name, value in spent.items()]
 
 
-def _times(round: int, start: float, fitted: float, evaluated: bool) -> list[Row]:
+def _times(round: int, start: float, sifted: float, fitted: float, evaluated: bool) -> list[Row]:
+    """Seconds; to fit is to wait for all updates, to sift and to aggregate them."""
     end = perf_counter()
     times = {"eval": end - fitted} if evaluated else {}
-    times |= {"fit": fitted - start, "round": end - start}
+    times |= {"fit": fitted - start, "aggregate": fitted - sifted, "round": end - start}
     return [Row(round, GLOBAL, f"time/{name}_s", value, 0) for name, value in times.items()]
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,8 @@ class Vault:
             Unavailable: a version is missing or damaged.
         """
         if self.folder is not None:
+            for partial in self.folder.glob("*.partial"):  # of processes that were killed
+                partial.unlink(missing_ok=True)
             self._look(self.folder)
         for client, (version, sha) in manifest.items():
             if digest(self._read(client, version)) != sha:
@@ -198,7 +201,12 @@ class Vault:
             partial.replace(path)
             _sync(folder)
         except OSError as error:
-            raise Unavailable(f"can't write {path}: {error.strerror}; free space or choose another --runs") from error
+            partial.unlink(missing_ok=True)
+            reason = (error.strerror or type(error).__name__).lower()
+            free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+            raise Unavailable(
+                f"cannot write {path}: {reason}, {free:,} bytes free there; choose another place with --runs"
+            ) from error
         self.opened.pop(path, None)
         self._hold(path, {key: list(kept) for key, kept in new.items()})
 

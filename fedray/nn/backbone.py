@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
 
 __all__ = ["Architecture", "Backbone", "TowerShape", "from_state", "load", "open_file", "save", "tiny"]
-
 QUICK = "-quickgelu"
 
 
@@ -70,7 +69,7 @@ class Backbone(nn.Module):
 
     def encode(self, text: str) -> list[int]:
         """The bare BPE ids of a text, in our vocabulary, without start and end."""
-        found = torch.tensor(_tokenizer().encode(text.replace("_", " ")), dtype=torch.long)
+        found = torch.tensor(tokenizer().encode(text.replace("_", " ")), dtype=torch.long)
         mapped: list[int] = (found if self.vocabulary is None else self.vocabulary.cpu()[found].long()).tolist()
         return mapped
 
@@ -162,7 +161,8 @@ class Backbone(nn.Module):
 
 
 @cache
-def _tokenizer() -> SimpleTokenizer:
+def tokenizer() -> SimpleTokenizer:
+    """CLIP's own, read once."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()

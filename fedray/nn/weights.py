@@ -1,7 +1,8 @@
 """Weights on their way in and out: other people's files by open_clip's names, ours as mapped safetensors.
 
 A file of ours holds the towers in their working precision, so that processes of one machine share its pages. The
-mapping is private: what a process writes into a frozen weight by mistake stays in that process.
+mapping is private: what a process writes into a frozen weight by mistake stays in that process. Its header holds the
+SHA-256 of all that is in the file (with zeros in that place): a flipped bit would otherwise be a wrong result.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import uuid
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,12 +30,17 @@ from fedray.nn.towers import TextTower, VisionTower
 from fedray.types import Params
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
-FORMAT = "fedray backbone 1"
+FORMAT = "fedray backbone 2"
+"""With a digest of itself; caches of older versions are written anew."""
 SCALE = "logit_scale"
 BPE = 49408
 """Rows of CLIP's own vocabulary; its last two are start and end."""
 ALIGN = 64
 """Bytes; matrix products may round differently on memory that is aligned otherwise."""
+HEADER = 2**24
+"""Bytes of a header, at most."""
+SEAL, BLANK = re.compile(rb'"sha256":"([0-9a-f]{64})"'), b"0" * 64
+"""Where a header has its digest, and what stands there while it is computed."""
 
 _RENAMES = (
     ("blocks.", "transformer.resblocks."),
@@ -118,6 +126,7 @@ def read_foreign(path: Path) -> Params:
         raise Unavailable(f"weights file {path} does not exist; give an existing .safetensors or .pt file")
     try:
         if path.suffix == ".safetensors":
+            _bounded(path)
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
@@ -127,6 +136,13 @@ def read_foreign(path: Path) -> Params:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadInput(f"weights file {path} holds no state dict; save model.state_dict() into it")
     return {str(name).removeprefix("module."): value for name, value in state.items()}
+
+
+def _bounded(path: Path) -> None:
+    """ValueError for a header that would take the reader a gigabyte."""
+    with path.open("rb") as file:
+        if (length := int.from_bytes(file.read(8), "little")) > HEADER:
+            raise ValueError(f"a header of {length} bytes")
 
 
 def read_embedded(assets: Path) -> tuple[Architecture, Params, Tensor]:
@@ -160,7 +176,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -
     """
     state = {k: t.detach().cpu().contiguous().flatten() for k, t in tensors.items()}
     order = sorted(state, key=lambda k: (-state[k].nbytes, k))
-    header: dict[str, object] = {"__metadata__": {"format": FORMAT, **notes}}
+    header: dict[str, object] = {"__metadata__": {"format": FORMAT, **notes, "sha256": BLANK.decode()}}
     end = 0
     for name in order:
         start, end = end, end + state[name].nbytes
@@ -168,6 +184,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGN)
+    total = hashlib.sha256(struct.pack("<Q", len(text)) + text)
+    for name in order:
+        total.update(state[name].view(torch.uint8).numpy().data)
+    text = text.replace(BLANK, total.hexdigest().encode(), 1)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
@@ -181,8 +201,30 @@ def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -
         temporary.unlink(missing_ok=True)
 
 
+def intact(path: Path) -> bool:
+    """Whether a file is there, and is byte by byte what `write` wrote; looked at once as long as it is not touched."""
+    try:
+        facts = path.stat()
+        return _intact(path, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+    except OSError:
+        return False
+
+
+@lru_cache
+def _intact(path: Path, *version: int) -> bool:
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > HEADER or len(seals := SEAL.findall(text := file.read(length))) != 1:
+            return False
+        total = hashlib.sha256(start + text.replace(seals[0], BLANK, 1))
+        while block := file.read(1 << 20):
+            total.update(block)
+    return bool(total.hexdigest().encode() == seals[0])
+
+
 def read(path: Path) -> tuple[dict[str, str], Params]:
-    """Map a file that `write` wrote: (notes, tensors), nothing copied until it is touched.
+    """Map a file that `write` wrote: (notes, tensors), verified once per process, nothing copied until it is touched.
 
     Raises:
         Unavailable: the file is missing, damaged or not ours.
@@ -190,11 +232,14 @@ def read(path: Path) -> tuple[dict[str, str], Params]:
     if not path.is_file():
         raise Unavailable(f"backbone file {path} does not exist; write it with fedray.nn.backbone.save")
     try:
+        _bounded(path)
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise Unavailable(f"backbone file {path} is damaged ({error}); delete it and save it again") from error
     if notes.get("format") != FORMAT:
         raise Unavailable(f"backbone file {path} is not in the format {FORMAT!r}; save it again with this version")
+    if not intact(path):
+        raise Unavailable(f"backbone file {path} is damaged (its SHA-256 differs); delete it and save it again")
     return notes, tensors

@@ -1,90 +1,61 @@
-"""Figures from run folders: accuracy over a setting, accuracy over rounds, the partition. PDF, PNG and CSV together.
-
-Widths of one and two columns (3.3 and 6.9 in), 8 pt, embedded fonts. A method has its own colour (Okabe and Ito's,
-safe for the colour-blind), marker and line, the same in every figure. No dates in the files: equal data, equal bytes.
-"""
+"""Figures from run folders: accuracy over a setting, accuracy over rounds, the partition."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
 from fedray.data import partition
 from fedray.errors import BadInput
 from fedray.report import bubbles
-from fedray.report.tables import TITLES, only_seeds, sized, summary
-from fedray.track import files
+from fedray.report.style import (
+    COLOURS,
+    MARKERS,
+    NARROW,
+    ORDER,
+    RC,
+    WIDE,
+    Drawing,
+    Style,
+    caption,
+    grid,
+    label,
+    legend,
+    over,
+    save,
+    span,
+    styles,
+    ticks,
+)
+from fedray.report.tables import only_seeds, sized, summary
 from fedray.track.names import HEADLINES, Cell, cell
 from fedray.track.run import GLOBAL, RunFolder
 
-NARROW, WIDE = 3.3, 6.9
-"""Widths in inches: one column, two columns."""
-ORDER = (
-    "promptfl", "fedotp", "otdpp", "fedrsclip", "fedmpt", "align", "promptot",
-    "fedpgp", "fedtpg", "pfedmoap", "maple", "promptsrc", "coop", "plot",
-)  # fmt: skip
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
-LINES = ("-", "--", ":", "-.")
-AXES = {"alpha": "Dirichlet concentration $\\alpha$", "split.shots": "Shots per class", "clients": "Number of clients"}
-UNDATED = {"pdf": {"CreationDate": None, "Producer": None, "Creator": None}, "png": {"Software": None}}
-RC: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "savefig.dpi": 300,
-}
-
-
-class Drawing(NamedTuple):
-    """A figure and the numbers in it."""
-
-    figure: Figure
-    data: pd.DataFrame
-
-
-class Style(NamedTuple):
-    """How a method looks."""
-
-    color: str
-    marker: str
-    line: str
-
-
-def styles(methods: Sequence[str]) -> dict[str, Style]:
-    """A style per method: known ones always the same, others those that are left, by name."""
-    names = sorted(set(methods) - {"zeroshot"}, key=lambda name: (ORDER.index(name) if name in ORDER else 99, name))
-    free = iter(range(len(ORDER), len(ORDER) + len(names)))
-    place = {name: ORDER.index(name) if name in ORDER else next(free) for name in names}
-    found = {
-        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
-        for name, i in place.items()
-    }
-    return found | ({"zeroshot": Style("#777777", "", "--")} if "zeroshot" in methods else {})
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "NARROW",
+    "ORDER",
+    "RC",
+    "WIDE",
+    "Drawing",
+    "Style",
+    "curve",
+    "partition_bubbles",
+    "partition_panels",
+    "rounds_curve",
+    "save",
+    "styles",
+]
 
 
 def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: bool | None = None) -> Drawing:
@@ -109,12 +80,13 @@ def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: 
         for name, style in styles(list(data["method"])).items():
             part = data[data["method"] == name].sort_values(x)
             _line(axes, part[x].to_numpy(float), part[y].to_numpy(), part[f"{y}_std"].to_numpy(), name, style)
-        _x_axis(axes, sorted(set(data[x])), log=log)
-        axes.set_xlabel(AXES.get(x, TITLES.get(x, x)))
-        axes.set_ylabel(TITLES.get(y, y).replace("acc.", "accuracy"))
-        _legend(figure, axes)
+        ticks(axes, sorted(set(data[x])), log=log)
+        grid(axes)
+        axes.set_xlabel(label(x))
+        axes.set_ylabel(label(y))
+        legend(figure, axes)
         size = data[sized(y, list(data.columns))]
-        _caption(figure, f"{_over(data['n_seeds'], 'seed')}, n = {_span(size)} test images")
+        caption(figure, f"{over(data['n_seeds'], 'seed')}, n = {span(size)} test images")
     return Drawing(figure, data)
 
 
@@ -146,10 +118,10 @@ def rounds_curve(folders: Sequence[RunFolder]) -> Drawing:
             axes.set_title(title)
             axes.set_xlabel("Round")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-            _grid(axes)
+            grid(axes)
         pair[0].set_ylabel({"acc1": "Accuracy (%)", "map": "mAP (%)"}[head])
-        _legend(figure, pair[0])
-        _caption(figure, _over(data["n_runs"], "run"))
+        legend(figure, pair[0])
+        caption(figure, over(data["n_runs"], "run"))
     return Drawing(figure, data)
 
 
@@ -170,7 +142,7 @@ def partition_bubbles(path: Path, *, names: Sequence[str] | None = None, note: s
         width = WIDE if of.many or len(parts) > bubbles.ROOM else NARROW
         figure = Figure(figsize=(width, max(3.6, 1.6 + 0.06 * min(of.classes, bubbles.MANY))), layout="constrained")
         text = f"{of.images:,} images, {len(parts):,} clients, {of.classes} classes, largest cell {of.most:,}"
-        _caption(figure, "\n".join([text, "; ".join(filter(None, [note, f"digest {partition.digest(parts)[:12]}"]))]))
+        caption(figure, "\n".join([text, "; ".join(filter(None, [note, f"digest {partition.digest(parts)[:12]}"]))]))
         bubbles.alone(figure, of, names)
     return Drawing(figure, of.cells)
 
@@ -194,34 +166,10 @@ def partition_panels(
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDE, 0.8 + 1.8 * -(-len(of) // bubbles.ABREAST)), layout="constrained")
         text = f"{len(labels):,} images; bars: images of each client and of each class"
-        _caption(figure, "; ".join(filter(None, [text, note])))
+        caption(figure, "; ".join(filter(None, [text, note])))
         bubbles.abreast(figure, of, names)
     data = [one.cells.assign(partition=title) for title, one in of.items()]
     return Drawing(figure, pd.concat(data, ignore_index=True))
-
-
-def save(drawing: Drawing, folder: Path, name: str, *, dpi: int = 300) -> list[Path]:
-    """Writes ``name.pdf``, ``.png`` (of so many dots per inch) and ``.csv`` (the numbers drawn) together.
-
-    Raises:
-        Unavailable: the folder can't be written.
-    """
-    with mpl.rc_context(RC):
-        FigureCanvasAgg(drawing.figure)
-        images = {ending: _image(drawing.figure, ending, metadata, dpi) for ending, metadata in UNDATED.items()}
-    images["csv"] = drawing.data.to_csv(index=False).encode()
-    for ending, image in images.items():
-        files.replace(folder / f"{name}.{ending}", image)
-    return [folder / f"{name}.{ending}" for ending in images]
-
-
-def _image(figure: Figure, ending: str, metadata: dict[str, None], dpi: int) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=ending, metadata=metadata, dpi=dpi)
-    if ending == "png":  # 256 colours look the same and take a third of the bytes
-        palette = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        palette.save(buffer := io.BytesIO(), "PNG", optimize=True, dpi=(dpi, dpi))
-    return buffer.getvalue()
 
 
 def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:
@@ -238,36 +186,3 @@ def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: st
     axes.plot(x, mean, color=style.color, linestyle=style.line, marker=style.marker, markevery=every, label=name)
     spread = np.nan_to_num(std)
     axes.fill_between(x, mean - spread, mean + spread, color=style.color, alpha=0.15, linewidth=0)
-
-
-def _x_axis(axes: Axes, values: Sequence[float], *, log: bool) -> None:
-    if log:
-        axes.set_xscale("log")
-    if len(values) <= 8:  # ticks where the runs are
-        axes.xaxis.set_major_locator(FixedLocator(values))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([f"{value:g}" for value in values])
-    _grid(axes)
-
-
-def _grid(axes: Axes, which: Literal["both", "y"] = "y") -> None:
-    axes.grid(axis=which, linewidth=0.3, color="#dddddd")
-    axes.set_axisbelow(True)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
-
-
-def _caption(figure: Figure, text: str) -> None:
-    figure.supxlabel(text, fontsize=6, color="#555555")
-
-
-def _over(counts: pd.Series, what: str) -> str:
-    return f"one {what} each" if counts.max() == 1 else f"mean ± std over {_span(counts)} {what}s"
-
-
-def _span(values: pd.Series) -> str:
-    low, high = int(values.min()), int(values.max())
-    return f"{low}" if low == high else f"{low} to {high}"

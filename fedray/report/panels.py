@@ -9,10 +9,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from fedray.errors import BadInput
-from fedray.report.figures import COLOURS, MARKERS, NARROW, ORDER, RC, WIDE, Drawing, Style, styles
+from fedray.report.style import (
+    COLOURS,
+    MARKERS,
+    NARROW,
+    ORDER,
+    RC,
+    WIDE,
+    Drawing,
+    Style,
+    caption,
+    grid,
+    legend,
+    styles,
+    ticks,
+)
 
 ROW = 1.75
 """Height of a row of panels in inches."""
@@ -58,22 +71,22 @@ def panels(
         figure = Figure(
             figsize=(width, 0.75 + ROW * len(down) * (1.2 if len(across) == 1 else 1)), layout="constrained"
         )
-        grid = figure.subplots(len(down), len(across), sharex=True, sharey="row", squeeze=False)
-        for axes_row, below in zip(grid, down, strict=True):
+        places = figure.subplots(len(down), len(across), sharex=True, sharey="row", squeeze=False)
+        for axes_row, below in zip(places, down, strict=True):
             for axes, beside in zip(axes_row, across, strict=True):
                 part = data[(data[row] == below) if row else slice(None)]
                 part = part[(part[column] == beside) if column else slice(None)]
                 for name, (style, place) in looks.items():
                     _curve(axes, _moved(part[part[line] == name], x, place, log=log), x, score, name, style)
-                _ticks(axes, sorted(set(data[x].dropna())), log=log)
-                if axes in grid[0]:
+                ticks(axes, sorted(set(data[x].dropna())), log=log)
+                grid(axes)
+                if axes in places[0]:
                     axes.set_title(str(beside))
             axes_row[0].set_ylabel(f"{below}\n{titles[1]}" if below else titles[1])
-        for axes in grid[-1]:
+        for axes in places[-1]:
             axes.set_xlabel(titles[0])
-        figure.supxlabel(note, fontsize=6, color="#555555")
-        handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6 if len(across) > 1 else 3))
+        caption(figure, note)
+        legend(figure, places[0][0], 6 if len(across) > 1 else 3)
     return Drawing(figure, data)
 
 
@@ -109,13 +122,3 @@ def _curve(axes: Axes, part: pd.DataFrame, x: str, score: str, name: str, style:
         capsize=1.5,
         capthick=0.6,
     )
-
-
-def _ticks(axes: Axes, values: Sequence[float], *, log: bool) -> None:
-    if log:
-        axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(values)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([f"{value:g}" for value in values])
-    axes.grid(axis="y", linewidth=0.3, color="#dddddd")
-    axes.set_axisbelow(True)

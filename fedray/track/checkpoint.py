@@ -72,9 +72,9 @@ def write(folder: Path, done: Round, rows: Mark, private: Mapping[int, tuple[int
 
 
 def prune(folder: Path, newest: int) -> None:
-    """Keeps the two newest up to round `newest`; later ones belong to an attempt that was given up."""
+    """Keeps the two newest up to round `newest`; later and unfinished ones are of an attempt that was given up."""
     mine = [path for path in found(folder) if _number(path) <= newest][:KEEP]
-    for path in found(folder):
+    for path in (*found(folder), *folder.glob(".tmp-*")):
         if path not in mine:
             shutil.rmtree(path)
 
@@ -96,6 +96,19 @@ def manifest(path: Path) -> dict[str, Any]:
     return content
 
 
+def lines(manifest: Mapping[str, Any], journal: Path) -> bytes:
+    """The bytes of `journal` that a manifest commits.
+
+    Raises:
+        ValueError: they have another SHA-256 than it says.
+        OSError: they can't be read.
+    """
+    found = journal.read_bytes()[: manifest["rows"]["bytes"]]
+    if files.sha256(found) != manifest["rows"]["sha256"]:
+        raise ValueError(f"{journal.name} has another SHA-256 than the manifest says")
+    return found
+
+
 def read(path: Path, journal: Path) -> tuple[Round, Private, Mark, bytes]:
     """The checkpoint, all hashes checked, and the bytes of `journal` that it commits.
 
@@ -110,13 +123,11 @@ def read(path: Path, journal: Path) -> tuple[Round, Private, Mark, bytes]:
     if files.sha256(image) != content["state"]:
         raise ValueError("state.safetensors has another SHA-256 than its manifest says")
     mark = Mark(content["round"], content["rows"]["bytes"], content["rows"]["sha256"])
-    lines = journal.read_bytes()[: mark.bytes]
-    if files.sha256(lines) != mark.sha256:
-        raise ValueError(f"{journal.name} has another SHA-256 than the manifest says")
+    rows = lines(content, journal)
     tensors = files.from_safetensors(image)
     done = Round(mark.round, _under("state/", tensors), _under("shared/", tensors), tuple(content["cohort"]), ())
     private = {int(client): (int(version), str(digest)) for client, (version, digest) in content["private"].items()}
-    return done, private, mark, lines
+    return done, private, mark, rows
 
 
 def _under(prefix: str, tensors: Params) -> Params:

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the Parquet and checkpoint layouts; a reader refuses what it does not know."""
 
+COLUMNS = ["round", "client", "metric", "value", "n"]
+
+HEADER = 2**24
+"""Bytes of a safetensors header, at most: of a million names the reader would make a gigabyte."""
+
 Record = tuple[int, int, str, float, int]
 """A `fedray.types.Row` without its class, whose import would cost that of torch."""
 
@@ -109,6 +114,31 @@ def read(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
+class Plain(yaml.SafeLoader):
+    """Safe YAML without aliases: a few lines of them unfold to gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Refuse an alias where it stands."""
+        if self.check_event(yaml.AliasEvent):
+            reader: Any = self
+            raise yaml.composer.ComposerError(None, None, "aliases are not expected", reader.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        return node
+
+
+def parsed_yaml(data: bytes) -> Any:
+    """What a YAML file of ours holds.
+
+    Raises:
+        ValueError: it holds what we do not write.
+        yaml.YAMLError: it is no YAML.
+    """
+    try:
+        return yaml.load(data, Loader=Plain)  # noqa: S506 (a safe one)
+    except (RecursionError, AttributeError, KeyError) as error:  # what the safe loader raises on "!!bool x" and so on
+        raise ValueError(f"not plain YAML ({type(error).__name__})") from error
+
+
 def read_mapping(path: Path, parse: Callable[[bytes], Any]) -> dict[str, Any]:
     """A JSON or YAML file that holds a mapping.
 
@@ -161,6 +191,8 @@ def from_safetensors(data: bytes) -> Params:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    if (length := int.from_bytes(data[:8], "little")) > HEADER:
+        raise ValueError(f"not a safetensors image (a header of {length} bytes)")
     try:
         return dict(load(data))
     except SafetensorError as error:
@@ -210,11 +242,12 @@ def from_parquet(data: bytes) -> list[Record]:
         version = (file.schema_arrow.metadata or {}).get(b"fedray.schema", b"?").decode()
         if version != str(SCHEMA):
             raise ValueError(f"schema version {version}, this fedray reads {SCHEMA}")
-        table = file.read()
+        table = file.read(columns=COLUMNS)
+        if table.column_names != COLUMNS:
+            raise ValueError(f"columns {', '.join(file.schema_arrow.names)} are not {', '.join(COLUMNS)}")
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not a Parquet file ({str(error).splitlines()[0]})") from error
-    columns = (table.column(name).to_pylist() for name in ("round", "client", "metric", "value", "n"))
-    return list(zip(*columns, strict=True))
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def to_lines(rows: Iterable[Record]) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 FOLDERS = ("ckpt", "private", "prompts", "figures", "tables")
 ENVIRONMENT = ("fedray", "torch", "ray", "python", "platform", "machine", "cpus", "device", "commit")
 """All that env.json may say: no environment variables, no host or user names."""
+
+log = logging.getLogger("fedray")
 
 
 def place(root: Path, *names: str) -> Path:
@@ -77,6 +82,25 @@ def make(path: Path, config: str, env: Mapping[str, Any], rounds: object) -> Non
         if not is_run(path):  # else another process was quicker
             raise
     files.sync_folder(path.parent)
+
+
+def close(path: Path) -> None:
+    """Takes from other users what a copy or another program gave them of a run, its private states and its study.
+
+    The root may be a folder of the user's with other things in it: it is left as it is, with a warning.
+    """
+    for folder in (path.parent, path, path / "private"):
+        with suppress(OSError):  # another user's, or a file system without modes
+            if folder.is_dir() and folder.stat().st_mode & 0o077:
+                folder.chmod(0o700)
+    _told_if_open(path.parent.parent)
+
+
+@lru_cache
+def _told_if_open(root: Path) -> None:
+    """Once per process."""
+    if mode := root.stat().st_mode & 0o077:
+        log.warning("%s is open to other users (mode 7%02o); close it with: chmod 700 %s", root, mode, root)
 
 
 def _private(path: Path) -> None:

@@ -41,7 +41,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _shown(leaves: Mapping[str, Any], path: str) -> str:
     if path not in leaves:
         return "absent"
-    return leaves[path] if isinstance(leaves[path], str) else json.dumps(leaves[path], default=str)
+    value = leaves[path]
+    return value if value and isinstance(value, str) else json.dumps(value, default=str)
 
 
 class Cell(NamedTuple):

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from fedray.errors import BadInput, Unavailable
-from fedray.track import checkpoint, files, layout
+from fedray.track import checkpoint, export, files, layout
 from fedray.track.names import differences, flatten
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class RunFolder:
         with files.writing(path):
             if not path.exists():
                 layout.make(path, text, env or {}, config.get("rounds"))
+            layout.close(path)
         run = cls.open(path)
         wanted = yaml.safe_load(text)
         if different := differences(flatten(wanted) | flatten(run.config), wanted):
@@ -130,7 +131,7 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         """The resolved configuration."""
         if self._config is None:
-            self._config = files.read_mapping(self.path / "config.yaml", yaml.safe_load)
+            self._config = files.read_mapping(self.path / "config.yaml", files.parsed_yaml)
         return self._config
 
     @property
@@ -200,7 +201,7 @@ class RunFolder:
     def fail(self, error: BaseException | str) -> None:
         """Marks the run failed; the error is kept as one line. Where even that can't be written, a warning must do."""
         kind = "" if isinstance(error, str) else f"{type(error).__name__}: "
-        self._try_close(state="failed", error=kind + files.one_line(error))
+        self._try_close(state="failed", error=export.without_secrets(kind + files.one_line(error)))
 
     def interrupt(self) -> None:
         """Marks the run interrupted; `create` with the same config goes on."""
@@ -274,8 +275,7 @@ class RunFolder:
         """The rows up to the newest manifest that reads well: never more than what is committed."""
         for path in checkpoint.found(self.path / "ckpt"):
             try:
-                length = checkpoint.manifest(path)["rows"]["bytes"]
-                return files.from_lines(files.read(self.path / JOURNAL)[:length], client=client)
+                return files.from_lines(checkpoint.lines(checkpoint.manifest(path), self.path / JOURNAL), client=client)
             except (ValueError, LookupError, TypeError, OSError) as error:
                 log.warning("run %s: rows of checkpoint %s can't be read (%s)", self.run_id, path.name, error)
         return []

@@ -8,6 +8,7 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -23,11 +24,20 @@ def default_uri(root: Path) -> str:
     return f"sqlite:///{Path(root).expanduser().resolve() / 'mlflow.db'}"
 
 
+CLOSED = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # up to 3.17
+    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",  # from 3.18
+}
+"""What mlflow shall not do in any process of ours: speak home, or run code that came with a model."""
+
+
 def before_import() -> None:
-    """What mlflow reads when it is imported: no telemetry, no minutes of retries, no warning about its own mapping."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    """What mlflow reads: doors closed, no minutes of retries, nothing printed, no warning about its own mapping."""
+    os.environ.update(CLOSED)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the next sync is our retry
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines at the end of each run, on a server
     warnings.filterwarnings("ignore", message="The ``noload`` loader strategy is deprecated")
 
 
@@ -39,11 +49,19 @@ def database(uri: str) -> Path | None:
 def artifact_place(uri: str, study: str) -> str | None:
     """Where an sqlite store's artifacts go; a server decides for itself."""
     path = database(uri)
-    return (path.parent / "mlartifacts" / study).as_uri() if path else None
+    if path is None:
+        return None
+    place = path.parent / "mlartifacts" / study
+    with files.writing(place):  # else mlflow makes it, with the umask's mode
+        for folder in (place.parent, place):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    return place.as_uri()
 
 
 def only_one(uri: str) -> AbstractContextManager[object]:
     """Lets one process at a time open an sqlite store: two that create its tables at once would both fail.
+
+    A new one is for its owner alone, as what sqlite lays beside it will be.
 
     Raises:
         Unavailable: the place of the database can't be written.
@@ -53,6 +71,7 @@ def only_one(uri: str) -> AbstractContextManager[object]:
         return nullcontext()
     with files.writing(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
     return FileLock(f"{path}.lock", timeout=120, mode=0o600)
 
 
@@ -70,20 +89,30 @@ def writer(folder: Path) -> AbstractContextManager[object]:
 
 def recall(folder: Path, uri: str) -> dict[str, str]:
     """What `remember` kept in `folder` about this store; empty if nothing, or nothing readable."""
-    try:
-        content = json.loads((folder / MEMORY).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and content.get("uri") == without_secrets(uri) else {}
+    facts = _memory(folder).get(without_secrets(uri), {})
+    return facts if isinstance(facts, dict) else {}
 
 
 def remember(folder: Path, uri: str, **facts: str) -> None:
-    """Keeps `facts` about this store.
+    """Keeps `facts` about this store, in place of what was kept; of other stores nothing is forgotten.
 
     Raises:
         Unavailable: the folder can't be written.
     """
-    files.replace(folder / MEMORY, files.to_json({"uri": without_secrets(uri), **facts}))
+    files.replace(folder / MEMORY, files.to_json(_memory(folder) | {without_secrets(uri): facts}))
+
+
+def _memory(folder: Path) -> dict[str, Any]:
+    """What the folder remembers, by the store's address."""
+    try:
+        content = json.loads((folder / MEMORY).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    if isinstance(uri := content.get("uri"), str):  # as it was when a folder knew one store only
+        return {uri: {key: value for key, value in content.items() if key != "uri"}}
+    return content
 
 
 def milliseconds(moment: str) -> int:

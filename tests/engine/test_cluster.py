@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         room._address()
 
 
+def greet(server: socket.socket, words: bytes) -> None:
+    line, _ = server.accept()
+    with line:
+        line.sendall(words)
+        line.recv(100)
+
+
 def test_what_a_dead_cluster_left_counts_for_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, closed_port: str
 ) -> None:
@@ -71,10 +79,24 @@ def test_what_a_dead_cluster_left_counts_for_nothing(
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(Unavailable, match="at auto \\(no cluster runs on this host\\)"):
         room._address()
-    with socket.create_server(("127.0.0.1", 0)) as living:
-        address = f"127.0.0.1:{living.getsockname()[1]}"
-        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
-        assert room._address() == address
+    for greeting, counts in ((b"\0\0\0\4\0\0\0\0\0", True), (b"HTTP/1.1 400 Bad Request\r\n", False)):
+        with socket.create_server(("127.0.0.1", 0)) as living:
+            address = f"127.0.0.1:{living.getsockname()[1]}"
+            (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+            monkeypatch.setenv("RAY_ADDRESS", "")
+            answer = threading.Thread(target=greet, args=(living, greeting), daemon=True)
+            answer.start()
+            assert room._address() == (address if counts else None)
+            answer.join(10)
+
+
+def test_what_says_nothing_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "REACH_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(Unavailable, match=f"at {address} \\(nothing answers there\\)"):
+            room._address()
 
 
 def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,6 +124,22 @@ def test_a_ray_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(Unavailable) as error, attached():
         pass
     assert str(error.value) == "Ray can't be started on this host (no port is free); use --placement inline"
+
+
+def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}])
+    assert room.resources() == {"CPU": 4} and room.alone()
+    monkeypatch.setenv("FEDRAY_GPUS", "8")
+    monkeypatch.setenv("FEDRAY_CPUS", "2")
+    assert room.resources() == {"CPU": 4, "GPU": 8} and not room.alone()
+    assert room.resources(free=True) == {"CPU": 1}
+    monkeypatch.setenv("FEDRAY_GPUS", "many")
+    with pytest.raises(BadInput, match="FEDRAY_GPUS must be a whole number, of what the cluster may grow to; got 'm"):
+        room.resources()
 
 
 # ---- a local Ray ----

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from fedray.build import build
+from fedray.commands.probe import lines
 from fedray.engine import probe
 from fedray.engine.placement import Need
 from fedray.engine.probe import Measured, Peak, known, measure, report
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
-from fedray.probecmd import lines
 
 Make = Callable[..., Experiment]
 GB, MB = 1 << 30, 1 << 20

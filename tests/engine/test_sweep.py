@@ -173,7 +173,7 @@ def test_a_trial_whose_process_dies_goes_on(
 
     monkeypatch.setattr(Reporter, "on_trial_result", kill_once)
     cells = [make(rounds=20)]
-    done = sweep(cells, study="s", runs=tmp_path / "runs", placement="inline", concurrent=1, cache=cache)
+    done = sweep(cells, study="s", runs=tmp_path / "runs", placement="inline", concurrent=2, cache=cache)
     assert done.failed == {}
     assert len({pid for pid, _ in seen}) == 2
     assert seen[2][1] > 1  # went on

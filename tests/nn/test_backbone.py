@@ -589,7 +589,7 @@ def test_missing_damaged_and_foreign_backbone_files(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match=r"clip.safetensors is damaged \(.*\); delete it and save it again"):
         backbone.open_file(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(Unavailable, match=r"clip.safetensors is not in the format 'fedray backbone 1'; save it again"):
+    with pytest.raises(Unavailable, match=r"clip.safetensors is not in the format 'fedray backbone 2'; save it again"):
         backbone.open_file(path)
 
 

@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 from collections import Counter
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def test_finished_run(root, uri, client, tmp_path):
     (folder.private_dir / "0.safetensors").write_bytes(b"CANARY")
     (folder.path / "figures" / "curve.png").write_bytes(b"png")
     (folder.path / "figures" / "leak.png").symlink_to(folder.private_dir / "0.safetensors")
+    (folder.path / "data.json").write_text('{"digits": {"images": "ab"}, "fashion": {"images": "cd"}}')
     folder.finish(advance(folder, 3))
     (tmp_path / "summary.csv").write_text("a,b")
     with Mlflow(uri, "whole") as writer:
@@ -107,10 +109,92 @@ def test_finished_run(root, uri, client, tmp_path):
         "config.yaml", "env.json", "figures/curve.png", "partition.parquet", "prompts/global.safetensors",
         "rounds.parquet",
     ]  # fmt: skip
-    (data,) = child.inputs.dataset_inputs
-    assert (data.dataset.name, len(data.dataset.digest), data.tags[0].value) == ("digits", 36, "train")
+    inputs = {(data.dataset.name, len(data.dataset.digest), data.tags[0].value) for data in child.inputs.dataset_inputs}
+    assert inputs == {("digits", 36, "train"), ("digits", 36, "test"), ("fashion", 36, "exam")}
+    assert child.data.tags["fedray.version"] == metadata.version("fedray")
     assert list(uploaded(client, parent.info.run_id)) == ["tables/summary.csv"]
-    assert parent.data.metrics == {"best/acc1": 53.0}
+    system = {"cpu_utilization_percentage", "system_memory_usage_megabytes", "system_memory_usage_percentage"}
+    assert {*parent.data.metrics} == {"best/acc1", *(f"system/driver/{name}" for name in system)}
+    assert parent.data.metrics["best/acc1"] == 53.0
+
+
+def test_global_prompts_are_a_model_and_the_best_one_is_champion(root, uri, client):
+    folders = [folder_of(root, "models", f"cell-{i}") for i in range(3)]
+    for i, folder in enumerate(folders):
+        folder.finish(advance(folder, 2, value=(50.0, 70.0, 60.0)[i]))
+    for _ in range(2):
+        with Mlflow(uri, "models") as writer:
+            for folder in folders:
+                writer.sync(folder)
+            writer.log_study(folders[0].path.parent)
+    children, _ = cells(client, "models")
+    models = client.search_logged_models([children[0].info.experiment_id])
+    assert {model.source_run_id for model in models} == {child.info.run_id for child in children}
+    for model in models:
+        assert (model.name, model.status, model.model_type) == ("fedotp-digits-a-0-1-s1", "READY", "fedray-prompts")
+        assert [item.path for item in client.list_logged_model_artifacts(model.model_id)] == ["global.safetensors"]
+        run = client.get_run(model.source_run_id)
+        assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+        assert {(m.key, m.value) for m in model.metrics} == {
+            (key, value) for key, value in run.data.metrics.items() if key.startswith("final/")
+        }
+    best = client.get_model_version_by_alias("fedray.models.digits", "champion")
+    assert client.get_run(best.run_id).data.tags["fedray.run_key"] == "cell-1"
+    assert len(client.search_model_versions("name = 'fedray.models.digits'")) == 1
+
+
+def test_prompts_that_are_a_link_are_no_model(root, uri, client):
+    folder = folder_of(root, "linked")
+    (folder.private_dir / "0.safetensors").write_bytes(b"CANARY")
+    folder.finish(advance(folder, 1))
+    folder.prompts_path.unlink()
+    folder.prompts_path.symlink_to(folder.private_dir / "0.safetensors")
+    with Mlflow(uri, "linked") as writer:
+        writer.sync(folder)
+    (child,), _ = cells(client, "linked")
+    assert client.search_logged_models([child.info.experiment_id]) == []
+
+
+def test_two_stores_in_turn(root, uri, client, tmp_path):
+    folder, other = folder_of(root, "both"), stores.default_uri(tmp_path)
+    folder.finish(advance(folder, 2))
+    for place in (uri, other, uri, other):
+        writer = Mlflow(place, "both", watch=False)
+        writer.sync(folder)
+        assert writer.close() == []
+    for each in (client, MlflowClient(tracking_uri=other)):
+        (child,), (parent,) = cells(each, "both")
+        assert points(each, child) == Counter(dict.fromkeys(expected(2, final=True), 1))
+        assert parent.data.metrics == {}
+
+
+def test_memory_of_one_store_is_still_read(tmp_path):
+    (tmp_path / stores.MEMORY).write_text('{"uri": "sqlite:////a.db", "run_id": "1", "complete": "2"}')
+    stores.remember(tmp_path, "http://me:hunter2@host", run_id="3")
+    assert stores.recall(tmp_path, "sqlite:////a.db") == {"run_id": "1", "complete": "2"}
+    assert stores.recall(tmp_path, "http://host") == {"run_id": "3"}
+    assert stores.recall(tmp_path, "http://elsewhere") == {}
+
+
+def test_invocation_whose_name_never_came_back_is_found(root, uri, client, monkeypatch):
+    folder = folder_of(root, "orphan")
+    folder.finish(advance(folder, 1))
+    original = MlflowClient.create_run
+
+    def die(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        raise ConnectionError("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_run", die)
+        writer = Mlflow(uri, "orphan")
+        writer.sync(folder)
+        assert writer.close() == ["cell-1"]
+    writer = Mlflow(uri, "orphan")
+    writer.sync(folder)
+    assert writer.close() == []
+    children, parents = cells(client, "orphan")
+    assert (len(children), len(parents)) == (1, 1)
 
 
 def test_nothing_private_in_store_or_artifacts(root, uri, client):
@@ -165,7 +249,13 @@ def test_interrupted_invocation_continues(root, uri, client):
     assert points(client, child) == Counter(dict.fromkeys(expected(3, final=True), 1))
 
 
-@pytest.mark.parametrize("call", ["create_run", "log_batch", "get_metric_history", "log_artifact", "set_terminated"])
+CALLS = [
+    "create_run", "log_batch", "get_metric_history", "create_logged_model", "log_model_artifact", "log_artifact",
+    "set_terminated",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", CALLS)
 def test_killed_after_any_call(root, uri, client, monkeypatch, call):
     """The store has done it, the writer never learns: the worst moment to die."""
     study = f"kill-{call.replace('_', '-')}"
@@ -218,7 +308,7 @@ def test_store_down_is_told_and_caught_up_with(root, uri, client, monkeypatch, c
         assert writer.close() == ["cell-1"]
     assert caplog.messages == [
         "MLflow: 1 of this study not fully sent: cell-1 (could not reach http://host/api); "
-        "nothing is lost, it can be synced again later"
+        "nothing is lost, send it later with: fedray sync down"
     ]
     with Mlflow(uri, "down") as writer:
         writer.sync(folder)

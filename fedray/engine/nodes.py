@@ -1,0 +1,160 @@
+"""What the nodes of a cluster must have in common before clients are sent there, asked of each of them.
+
+Run folders and the cache are named by paths: a path is only worth something where it leads to the same folder
+everywhere. So a word is written into each, and every node reads it back: seconds now in place of a study whose private
+states lie on one machine's own disk.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fedray.engine.cluster import growth, resources
+from fedray.errors import BadInput, Unavailable
+from fedray.track import files
+
+PATIENCE = 60.0
+"""Seconds that a node may take to answer: a process is started there."""
+
+
+class Share(NamedTuple):
+    """A folder that all nodes must see, and who says where it is."""
+
+    path: Path
+    said_by: str  # "--runs or FEDRAY_RUNS"
+
+
+class Seen(NamedTuple):
+    """What one node sees."""
+
+    same: tuple[bool, ...]  # of each shared folder, whether it is the same one
+    missing: tuple[str, ...]  # of the paths that are needed, those that are not there
+
+
+class Nodes(NamedTuple):
+    """A cluster, in numbers."""
+
+    nodes: int
+    cpus: float
+    gpus: float
+    grows: bool = False  # then CPUs and GPUs are those that it may grow to
+
+    def __str__(self) -> str:
+        now = " now, to grow to" if self.grows else ","
+        return f"{self.nodes} node{'s' * (self.nodes != 1)}{now} {self.cpus:g} CPU, {self.gpus:g} GPU"
+
+
+def agree(shares: Sequence[Share], needed: Sequence[str] = ()) -> Nodes:
+    """Ask every node of the Ray that this process is attached to.
+
+    Nodes that an autoscaler adds later are not asked: what starts on them calls `must_see`.
+
+    Args:
+        shares: folders that must be the same on all; made if they are not there.
+        needed: paths that must be on all, as they are written.
+
+    Raises:
+        BadInput: a folder is another one on some node, or a path is not there.
+        Unavailable: a folder can't be written, or a node does not answer.
+    """
+    there = _alive()
+    total = resources()
+    found = Nodes(len(there), total.get("CPU", 0), total.get("GPU", 0), bool(growth()))
+    if len(there) > 1:
+        with _words(shares) as words:
+            for address, seen in zip(there, _asked(there, words, needed), strict=True):
+                _told(address, seen, shares)
+    return found
+
+
+def see(words: Sequence[tuple[str, str]], needed: Sequence[str]) -> Seen:
+    """What a node says: it reads the words, and looks for the paths."""
+    same = []
+    for path, word in words:
+        try:
+            same.append(Path(path).read_text() == word)
+        except OSError:
+            same.append(False)
+    return Seen(tuple(same), tuple(path for path in needed if not Path(path).expanduser().exists()))
+
+
+def must_see(path: Path) -> None:
+    """Refuse to work on a node that lacks what was made before: it would be made anew, on that node's own disk.
+
+    Raises:
+        Unavailable: nothing is at `path`.
+    """
+    if not path.exists():
+        import ray
+
+        node = ray.util.get_node_ip_address()
+        raise Unavailable(f"{path} is not there on node {node}; mount the disk that all nodes share there, too")
+
+
+@contextmanager
+def _words(shares: Sequence[Share]) -> Iterator[list[tuple[str, str]]]:
+    written = []
+    try:
+        for share in shares:
+            folder = share.path.expanduser().resolve()
+            with files.writing(folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path, word = folder / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16)
+            files.replace(path, word.encode())
+            written.append((str(path), word))
+        yield written
+    finally:
+        for name, _ in written:
+            with suppress(OSError):
+                Path(name).unlink()
+
+
+def _alive() -> dict[str, str]:
+    """Nodes by address, with their ids; several on one machine get a number."""
+    import ray
+
+    found: dict[str, str] = {}
+    nodes: list[dict[str, Any]] = ray.nodes()
+    for node in nodes:
+        if node["Alive"]:
+            name = str(node["NodeManagerAddress"])
+            found[name if name not in found else f"{name} ({len(found) + 1})"] = str(node["NodeID"])
+    return found
+
+
+def _asked(there: dict[str, str], words: Sequence[tuple[str, str]], needed: Sequence[str]) -> Iterator[Seen]:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(see)
+    calls = [
+        remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(words, needed)
+        for node in there.values()
+    ]
+    for address, call in zip(there, calls, strict=True):
+        try:
+            seen: Seen = ray.get(call, timeout=PATIENCE)
+        except GetTimeoutError:
+            raise Unavailable(f"node {address} did not answer within {PATIENCE:g} s; see: ray status") from None
+        except RayError as error:
+            first = next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)[:200]
+            raise Unavailable(f"node {address} can't run fedray ({first}); install the same there") from error
+        yield seen
+
+
+def _told(address: str, seen: Seen, shares: Sequence[Share]) -> None:
+    for same, share in zip(seen.same, shares, strict=True):
+        if not same:
+            raise BadInput(
+                f"{share.path.expanduser().resolve()} on node {address} is not the same folder as here; name one on a "
+                f"disk that all nodes share, by {share.said_by}"
+            )
+    if seen.missing:
+        raise BadInput(
+            f"{seen.missing[0]} is not there on node {address}; put it on a disk that all nodes share, and name it so"
+        )

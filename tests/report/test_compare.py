@@ -1,0 +1,104 @@
+"""The main table's numbers: intervals, paired tests, marks, fairness, fronts, harmonic means."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest, wilcoxon
+
+from fedray.errors import BadInput
+from fedray.report import ablations, clients, compare, costs
+from fedray.report.compare import Pair
+
+
+def frame(scores, *, n_eval=100, **columns):
+    """A row per (method, seed, score)."""
+    rows = [{"run": f"r{i}", "method": m, "seed": s, "acc_global": v} for i, (m, s, v) in enumerate(scores)]
+    return pd.DataFrame(rows).assign(data="digits", alpha=0.1, n_eval=n_eval, n_eval_local=n_eval, **columns)
+
+
+@pytest.mark.parametrize(("share", "n"), [(0, 10), (37, 50), (100, 719), (1, 1)])
+def test_interval_is_wilsons(share, n):
+    hits = round(share * n / 100)
+    expected = binomtest(hits, n).proportion_ci(method="wilson")
+    assert compare.wilson(100 * hits / n, n) == pytest.approx((100 * expected.low, 100 * expected.high), abs=1e-9)
+
+
+def test_no_images_no_interval():
+    assert all(math.isnan(end) for end in compare.wilson(50.0, 0))
+
+
+def pairs(best, other, k=12):
+    gaps = [(best, 50.0 + i, other, 50.0 + i - gap) for i, gap in enumerate(np.linspace(1, 4, k))]
+    return [Pair(m, ("digits", 0.1), 1, i, v, 9) for i, (a, x, b, y) in enumerate(gaps) for m, v in ((a, x), (b, y))]
+
+
+def test_a_method_that_loses_in_every_pair_is_worse():
+    table = compare.compared(
+        frame([("a", 1, 60.0), ("b", 1, 55.0)]), "acc_global", by=["data", "alpha"], scores=pairs("a", "b")
+    ).set_index("method")
+    assert table.loc["a", "mark"] == "best"
+    assert table.loc["b", "mark"] == "worse"
+    assert table.loc["b", "delta"] == -5.0
+    assert table.loc["b", "p"] == pytest.approx(wilcoxon(np.linspace(1, 4, 12)).pvalue)
+
+
+def test_few_pairs_are_no_test_and_overlap_decides():
+    table = compare.compared(
+        frame([("a", 1, 60.0), ("b", 1, 55.0), ("c", 1, 20.0)]),
+        "acc_global", by=["data", "alpha"], scores=pairs("a", "b", k=5),
+    ).set_index("method")  # fmt: skip
+    assert table["p"].isna().all()
+    assert list(table["mark"]) == ["best", "tie", "worse"]  # 60 and 55 of 100 images: the intervals meet
+
+
+def test_holm_corrects_step_by_step():
+    assert compare._holm({"x": 0.01, "y": 0.04, "z": 0.03, "none": math.nan}) == pytest.approx(
+        {"x": 0.03, "z": 0.06, "y": 0.06}
+    )
+
+
+def test_main_table_tells_ties_and_the_lead():
+    scores = [("a", 1, 60.0), ("b", 1, 55.0), ("c", 1, 20.0)]
+    table = compare.compared(frame(scores), "acc_global", by=["data", "alpha"])
+    sheet = compare.main_sheet(table, "acc_global", "data")
+    assert sheet.header == ("Global acc. (%)", "digits (n=100)")
+    assert sheet.rows == (("a", "60.00"), ("b", "55.00 ="), ("c", "20.00"), ("best - second", "+5.00"))
+    assert [line[1] for line in sheet.ranks] == [1, 2, 0, 0]
+
+
+def test_fairness_of_known_scores():
+    data = pd.DataFrame({"method": "a", "score": [0.0, 50.0, 100.0], "seed": 1, "client": range(3), "n": 5})
+    table, sheet = clients.fairness(data)
+    row = table.iloc[0]
+    assert (row["mean"], row["std"], row["min"], row["worst"], row["best"]) == (50.0, 50.0, 0.0, 0.0, 100.0)
+    assert row["gini"] == pytest.approx(4 / 9)
+    assert row["jain"] == pytest.approx(150**2 / (3 * 12500))
+    assert sheet.rows[0][:2] == ("a", "3")
+
+
+def test_front_holds_what_nothing_beats():
+    assert costs._front([1, 2, 3, 3], [50, 60, 55, 70]) == [True, True, False, True]
+    same = frame([("a", 1, 60.0)], up_mb=1.0, down_mb=1.0)
+    with pytest.raises(BadInput, match="have moved the same 2 MB"):
+        costs.pareto(same, by=[], score="acc_global")
+
+
+def test_harmonic_mean_is_of_the_means():
+    runs = frame([("a", 1, 80.0), ("a", 2, 60.0)]).assign(acc_new=[20.0, 40.0], n_new=50)
+    table, sheet = ablations.base_new(runs, [])
+    assert table["h"].iloc[0] == pytest.approx(2 * 70 * 30 / 100)
+    assert sheet.rows[0] == ("a", "2", "100", "50", "70.00 ± 14.14", "30.00 ± 14.14", "42.00")
+    with pytest.raises(BadInput, match=r"add split\.classes base and exams new"):
+        ablations.base_new(frame([("a", 1, 80.0)]), [])
+
+
+def test_variants_have_deltas_and_ticks():
+    runs = frame([("a", 1, 60.0), ("a", 1, 50.0)]).assign(**{"method.deep": [True, False]})
+    data = ablations.variants(runs, axes=["method.deep"], score="acc_global")
+    sheet = ablations.ticks(data, axes=["method.deep"], score="acc_global")
+    assert sheet.rows == (("a", "-", "50.00", "-10.00"), ("a", "✓", "60.00", "+0.00"))
+    assert [line[2] for line in sheet.ranks] == [2, 1]
+    drawing = ablations.bars(data, score="acc_global")
+    assert [bar.get_width() for bar in drawing.figure.axes[0].patches] == [50.0, 60.0]

@@ -1,0 +1,250 @@
+"""The page: everything in one file, the same bytes each time, only what there are numbers for, nothing from outside."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import optuna
+import pytest
+import torch
+
+from fedray import cli
+from fedray.commands.report import reported
+from fedray.data import partition
+from fedray.errors import BadInput, Unavailable
+from fedray.report import answers, overlays, pictures, searches, style
+from fedray.report.contents import differing, matter, slices
+from fedray.report.page import Piece, Section, save
+from fedray.report.seen import Attended, Looks, Said
+from fedray.report.tables import Sheet
+from fedray.track.run import RunFolder, runs
+from fedray.types import GLOBAL, Round, Row
+
+
+def add(root, method, seed, score, *, alpha=0.1, finish=True, **fields):
+    config = {
+        "method": {"name": method}, "data": {"name": "digits"}, "partition": {"alpha": alpha, "clients": 3},
+        "seed": seed, "rounds": 1, **fields,
+    }  # fmt: skip
+    name = "-".join([method, f"{alpha:g}", str(seed), *(f"{lr:g}" for part in fields.values() for lr in part.values())])
+    folder = RunFolder.create(root, "study", name, config)
+    rows = [
+        Row(1, GLOBAL, "eval/global/acc1", score, 200), Row(1, GLOBAL, "eval/local/acc1", score + 10, 190),
+        Row(1, GLOBAL, "comm/up_bytes", 5e5 * (1 + len(method)), 4), Row(1, GLOBAL, "comm/down_bytes", 5e5, 4),
+        *(Row(1, k, "eval/local/acc1", score + k, 20) for k in range(3)),
+        *(Row(1, k, "train/loss", 2.0 + k, 20) for k in range(3)),
+    ]  # fmt: skip
+    folder.commit(Round(1, {}, {}, (), ()), rows, {})
+    labels = np.repeat(np.arange(10), 3)
+    partition.save(folder.partition_path, np.array_split(np.arange(30), 3), labels)
+    if finish:
+        folder.finish({"ctx": torch.zeros(2, 3)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for alpha in (0.1, 1.0):
+        for seed in (1, 2):
+            add(root, "promptfl", seed, 40.0 + seed, alpha=alpha)
+            add(root, "fedotp", seed, 60.0 + seed, alpha=alpha)
+    add(root, "fedotp", 3, 1.0, finish=False)
+    return root
+
+
+def one_alpha(study):
+    return [folder for folder in runs(study, "study") if folder.config["partition"]["alpha"] == 0.1]
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    saved = reported(one_alpha(study), study / "study", look=False)
+    return saved, saved.page.read_text()
+
+
+class Links(HTMLParser):
+    """What a browser would fetch, and what it would run."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        known = dict(attributes)
+        if tag in ("img", "script", "iframe", "link"):
+            self.fetched.append(known.get("src") or known.get("href"))
+
+
+def test_page_stands_alone(page):
+    links = Links()
+    links.feed(page[1])
+    assert links.tags.count("img") >= 7
+    assert all(address.startswith("data:") for address in links.fetched)
+    assert "script" not in links.tags
+    assert "default-src 'none'" in page[1]
+    assert page[0].page.stat().st_size < 10e6
+
+
+def test_page_has_what_there_are_numbers_for(page):
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page[1])
+    assert titles == ["Results", "Rounds", "Clients", "Data", "Costs", "Not on this page"]
+    assert "1 of 5 runs are not finished" in page[1]
+    assert '<td class="r1">61.50 ± 0.71</td>' in page[1]
+
+
+def test_files_are_the_same_bytes_each_time(study, page, tmp_path):
+    folders = one_alpha(study)
+    before = {path.name: path.read_bytes() for path in page[0].files}
+    again = reported(folders, study / "study", look=False)
+    assert {path.name: path.read_bytes() for path in again.files} == before
+    assert {path.suffix for path in again.files} == {".html", ".pdf", ".png", ".csv", ".md", ".tex"}
+
+
+def test_text_from_outside_stays_text(tmp_path):
+    sheet = Sheet(("<b>",), (("<script>alert(1)</script>",),), ((1,),))
+    made = save("a & b", [Section("S", [Piece("t", "<i>", sheet=sheet)])], tmp_path, facts={"<k>": "<v>"})
+    text = made.page.read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_fields_that_differ_are_found_within_a_method(tmp_path):
+    add(tmp_path, "promptfl", 1, 50.0, local={"lr": 0.1})
+    add(tmp_path, "fedotp", 1, 50.0, local={"lr": 0.2})
+    assert differing(runs(tmp_path)) == []
+    best = add(tmp_path, "fedotp", 1, 70.0, local={"lr": 0.4})
+    of = matter(runs(tmp_path))
+    assert (of.axes, of.settings) == (["local.lr"], ["local.lr"])
+    (one,) = slices(of)
+    assert one.title == "lr 0.4"
+    assert [folder.run_id for folder in one.folders] == [best.run_id]
+
+
+def test_nothing_finished_is_told(tmp_path):
+    add(tmp_path, "fedotp", 1, 50.0, finish=False)
+    with pytest.raises(BadInput, match=r"^no finished run \(running\); finish one with: fedray resume RUN$"):
+        reported(runs(tmp_path), tmp_path / "study", look=False)
+
+
+def test_commands_answer_in_one_line(study, capsys):
+    assert cli.main(["report", "nobody", "--runs", str(study)]) == 2
+    assert capsys.readouterr().err.startswith("error: no run or study nobody below ")
+    assert cli.main(["table", "study", "--runs", str(study), "--score", "acc_locl"]) == 2
+    assert "acc_locl is not a score of these runs; Did you mean acc_local?" in capsys.readouterr().err
+    assert cli.main(["plot", "study", "--runs", str(study), "--x", "alpa"]) == 2
+    assert "alpa is not a setting in which these runs differ; Did you mean alpha?" in capsys.readouterr().err
+
+
+def test_damaged_partition_is_named_and_left_out(tmp_path):
+    folder = add(tmp_path, "fedotp", 1, 50.0)
+    folder.partition_path.write_bytes(b"PAR1 and no more")
+    text = reported([folder], folder.path, look=False).page.read_text()
+    assert "partition.parquet: damaged" in text
+    assert "Who holds what" not in text
+
+
+def test_table_and_plot(study, capsys, tmp_path):
+    assert cli.main(["table", "study", "--runs", str(study), "--format", "md", "--score", "acc_global"]) == 0
+    assert "| fedotp | **61.50 ± 0.71** | **61.50 ± 0.71** |" in capsys.readouterr().out
+    assert cli.main(["table", "study", "--runs", str(study), "--json", "--score", "acc_global"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["mean"] == 61.5
+    words = ["plot", "study", "--runs", str(study), "--x", "alpha", "--y", "acc_global", "--to", str(tmp_path / "f")]
+    assert cli.main(words) == 0
+    assert sorted(path.suffix for path in (tmp_path / "f").iterdir()) == [".csv", ".pdf", ".png"]
+
+
+def searched(path, points, directions=("maximize",)):
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    study = optuna.create_study(study_name=path.stem, storage=storage, directions=directions)
+    rng = np.random.default_rng(0)
+    space = {"local.lr": optuna.distributions.FloatDistribution(1e-3, 1, log=True),
+             "split.shots": optuna.distributions.CategoricalDistribution((2, 4))}  # fmt: skip
+    for _ in range(points):
+        lr, shots = float(np.exp(rng.uniform(np.log(1e-3), 0))), int(rng.choice([2, 4]))
+        values = [50 + 10 * np.log10(lr) + 0.1 * shots, -lr][: len(directions)]
+        made = optuna.trial.create_trial(
+            params={"local.lr": lr, "split.shots": shots}, distributions=space, values=values
+        )
+        study.add_trial(made)
+    return path
+
+
+def test_what_a_search_found(tmp_path):
+    study = searches.opened(searched(tmp_path / "mine.journal", 12))
+    shares = searches.importance(study).data
+    first = shares[shares["evaluator"] == "fANOVA"].set_index("field")["importance"]
+    assert first["local.lr"] > 0.8  # the objective is made of it
+    lines = searches.coordinates(study).figure.axes[0].collections[0]
+    assert len(lines.get_segments()) == 12
+    frame, sheet = searches.points(study)
+    assert sheet.rows[0][1] == f"{frame['objective'].max():.2f}"
+    assert len(searches.history(study).data) == 12
+    with pytest.raises(BadInput, match="has 1 objective"):
+        searches.front(study)
+
+
+def test_front_of_two_objectives(tmp_path):
+    study = searches.opened(searched(tmp_path / "two.journal", 8, ("maximize", "maximize")))
+    drawing = searches.front(study)
+    assert drawing.data["front"].sum() == len(study.best_trials)
+    with pytest.raises(BadInput, match="several objectives"):
+        searches.history(study)
+
+
+def test_no_search_to_show(tmp_path):
+    with pytest.raises(Unavailable, match="does not exist"):
+        searches.opened(tmp_path / "none.journal")
+    (tmp_path / "bad.journal").write_text("no journal\n")
+    with pytest.raises(Unavailable, match="damaged or empty"):
+        searches.opened(tmp_path / "bad.journal")
+    with pytest.raises(BadInput, match="no point of the search empty is complete"):
+        searches.opened(searched(tmp_path / "empty.journal", 0))
+
+
+@pytest.fixture(scope="module")
+def seen():
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 4
+    logits = 3.0 * np.eye(4)[labels] + rng.normal(size=(40, 4))
+    features = np.eye(4)[labels] + 0.1 * rng.normal(size=(40, 4))
+    whole = [Said(m, GLOBAL, np.arange(40), labels, logits, features, np.eye(4)[None]) for m in ("fedotp", "promptfl")]
+    own = [
+        Said("fedotp", k, np.arange(3), labels[:3], np.eye(4)[[0, 1, 0]], features[:3], np.eye(4)[None]) for k in (0, 1)
+    ]
+    mass = np.full((3, 2, 4), 1 / 8)
+    maps = [Attended("fedotp", 0, "transport plan", np.arange(3), labels[:3], mass)]
+    shown = {i: np.full((8, 8, 3), 9 * i, np.uint8) for i in range(3)}
+    return Looks("digits, seed 1", tuple("abcd"), shown, whole, own, maps, {"promptfl": "compares whole images"})
+
+
+def test_calibration_error_of_known_answers():
+    even = np.log([[0.75, 0.25]] * 4)
+    said = Said("a", GLOBAL, np.arange(4), np.array([0, 0, 0, 1]), even, even, even[None])
+    assert answers.calibration(said)[1] == pytest.approx(0, abs=1e-9)
+    wrong = said._replace(labels=np.ones(4, int))
+    assert answers.calibration(wrong)[1] == pytest.approx(75)
+
+
+def test_pictures_show_what_was_seen(seen, tmp_path):
+    left_out = []
+    made = pictures.chapters(seen, left_out)
+    assert [section.title for section in made] == ["Maps", "Answers"]
+    assert left_out == ["maps over patches of promptfl: compares whole images"]
+    assert [piece.name for piece in made[1].pieces] == ["answers", "reliability", "confusion", "features"]
+    grid = overlays.overlay(seen, seen.attended)
+    assert {text for axes in grid.figure.axes if (text := axes.get_xlabel())} >= {"a", "b", "0.50"}  # the mass it holds
+    table = answers.confusion(seen.whole, seen.names).data
+    assert table.groupby("method")["n"].sum().to_dict() == {"fedotp": 40, "promptfl": 40}
+    errors = overlays.answers(seen, seen.own).data
+    assert (errors["class"] != errors["predicted"]).sum() == 2  # the third image of each client
+    for turn in ("one", "two"):
+        style.save(answers.plane(seen.whole, seen.names), tmp_path, turn, dpi=80)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_methods_that_don_t_fit_side_by_side_get_another_figure(seen):
+    wide = seen.attended[0]._replace(mass=np.full((3, 5, 4), 0.05))
+    assert [len(group) for group in overlays.batches([wide, wide, seen.attended[0]])] == [1, 2]
