@@ -9,6 +9,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def stopped(
     family = psutil.Process(life.process.pid).children(recursive=True)
     time.sleep(draw.uniform(0, 0.3))
     for _ in range(times):
-        os.kill(life.process.pid, number)
+        with suppress(ProcessLookupError):  # the first one may have been enough
+            os.kill(life.process.pid, number)
         time.sleep(draw.uniform(0, 0.05))
     ended = life.end()
     (folder,) = runs(where / "runs")
