@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
 
 from fedray.data.cache import default_cache, use
 from fedray.data.domains import domain_tests
@@ -31,7 +30,7 @@ from fedray.fed.client import Exam, Setup, threads
 from fedray.fed.loop import cohort_size
 from fedray.fed.participation import Trace, read_trace
 from fedray.fed.privacy import DPFedAvg
-from fedray.fed.seeds import rng, torch_seed
+from fedray.fed.seeds import rng, torch_draws
 from fedray.fed.server import Aggregator
 from fedray.method import Method, frozen, multilabel, parameters, split
 from fedray.nn import backbone
@@ -118,8 +117,7 @@ def _trace(e: Experiment) -> Trace | None:
 
 def _method(e: Experiment, clip: backbone.Backbone, task: Task) -> Method:
     """The method with the initial values that the seed addresses."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(e.seed, "initial"))
+    with torch_draws(e.seed, "initial"):
         return e.method.build(clip, task)
 
 

@@ -25,7 +25,7 @@ from fedray.data.exams import posed
 from fedray.data.images import prepared
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Clip, Experiment, aggregator, from_dict
-from fedray.fed.seeds import torch_seed
+from fedray.fed.seeds import torch_draws
 from fedray.fed.vault import Vault, digest
 from fedray.method import Method, load, multilabel, parameters, split
 from fedray.nn import backbone
@@ -222,8 +222,7 @@ def remade(origin: Origin, words: Names) -> Learned:
     """
     clip = backbone.load(origin.clip.name, origin.clip.weights, precision=origin.clip.precision, seed=origin.seed)
     task = build_task(clip, words.names, words.templates)._replace(multilabel=words.multilabel)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(origin.seed, "initial"))
+    with torch_draws(origin.seed, "initial"):
         method = origin.recipe.build(clip, task)
     if words.multilabel:
         multilabel(method, origin.recipe.name)

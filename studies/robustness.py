@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 from fedray import study
 from fedray.console import say
 from fedray.experiment import Experiment
-from fedray.track.run import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,9 +102,7 @@ def scored(o: Options, grid: list[Experiment]) -> pd.DataFrame:
     """Mean and std over seeds of each method's own score: by method, rule, attack and share."""
     from fedray.report import tables
 
-    home = o.at.root / "robustness"
-    folders = [RunFolder.open(home / cell.run_id) for cell in grid if (home / cell.run_id).exists()]
-    frame = tables.cells(folders, fields=FIELDS)
+    frame = study.frame(grid, o.at, "robustness", FIELDS)
     own = frame["method"].map(lambda name: SCORES.get(name, "acc_global"))
     frame["score"] = [row[column] for (_, row), column in zip(frame.iterrows(), own, strict=True)]
     return tables.summary(frame, by=["method", *FIELDS], metrics=["score"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -14,6 +14,7 @@ from fedray.commands.found import several
 from fedray.commands.options import Json, Runs
 from fedray.commands.watching import Watched, watch
 from fedray.console import columns, duration, say, tell
+from fedray.track.files import Record
 from fedray.track.names import headline
 from fedray.track.run import GLOBAL, RunFolder
 
@@ -63,15 +64,15 @@ class State(NamedTuple):
     error: str
 
 
-def state(folder: RunFolder) -> State:
-    """Read from the run's folder alone."""
+def state(folder: RunFolder, rows: Iterable[Record] | None = None) -> State:
+    """Read from the run's folder alone; `rows` of the server, where they have been read already."""
     status = folder.status
     told, round, rounds = str(status["state"]), int(status.get("round", 0)), status.get("rounds")
     if told == "running" and not _at_work(folder):
         told = "stopped"
     scores: dict[str, float] = {}
     times = []
-    for _, _, metric, value, _ in folder.records(client=GLOBAL):
+    for _, _, metric, value, _ in folder.records(client=GLOBAL) if rows is None else rows:
         scores[metric] = value  # rows come in the order of rounds, so that the last one stays
         times += [value] if metric == "time/round_s" else []
     recent = times[-5:]

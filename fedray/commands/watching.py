@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedray.console import duration, say, tell
+from fedray.track.files import Record
 from fedray.track.names import headline
 from fedray.track.run import RunFolder
 
@@ -152,40 +153,50 @@ def _sum(found: Sequence[Seen]) -> str:
     return " · ".join(parts + ([f"{duration(max(left))} for those at work"] if left else []))
 
 
-class Watched:
-    """Reads a run again only when its status has changed: rows of thousands of clients take a while."""
+class Known(NamedTuple):
+    """What was read of a run, and when its status last changed before that."""
 
-    def __init__(self, state: Callable[[RunFolder], State]) -> None:
+    stamp: object
+    own: list[Record]  # rows of the server
+    seen: Seen
+
+
+class Watched:
+    """Reads a run's rows again only when its status has changed: those of thousands of clients take a while."""
+
+    def __init__(self, state: Callable[[RunFolder, list[Record]], State]) -> None:
         self.state = state
-        self.known: dict[str, tuple[object, Seen]] = {}
+        self.known: dict[str, Known] = {}
 
     def __call__(self, folder: RunFolder) -> Seen:
         """What a run's folder says now."""
         stamp, old = folder.status, self.known.get(str(folder.path))
-        if old and old[0] == stamp and old[1].one.state in OVER:
-            return old[1]
-        if old and old[0] == stamp:
-            one = self.state(folder)
-            seen = Seen(one, old[1].a_minute, old[1].worst)
-        else:
-            seen = self._read(folder)
-        self.known[str(folder.path)] = (stamp, seen)
+        if old is None or old.stamp != stamp:
+            own, seen = self._read(folder)
+        elif old.seen.one.state in OVER:
+            return old.seen
+        else:  # nothing new, but whoever was at work may have gone
+            one = self.state(folder, old.own)
+            own, seen = old.own, old.seen._replace(one=one._replace(failures=old.seen.one.failures))
+        self.known[str(folder.path)] = Known(stamp, own, seen)
         return seen
 
-    def _read(self, folder: RunFolder) -> Seen:
-        own: dict[str, float] = {}
+    def _read(self, folder: RunFolder) -> tuple[list[Record], Seen]:
+        own, latest = list[Record](), dict[str, float]()
         clients: dict[str, dict[int, float]] = {}
         times, lost = [], 0.0
-        for _, client, metric, value, _ in folder.records():
+        for row in folder.records():
+            _, client, metric, value, _ = row
             if client >= 0:
                 clients.setdefault(metric, {})[client] = value
                 continue
-            own[metric] = value
+            own.append(row)
+            latest[metric] = value
             times += [value] if metric == "time/round_s" else []
             lost += value if metric in ("agg/failed", "agg/rejected") else 0
-        scores = clients.get(headline(own, "local") or "", {})
+        scores = clients.get(headline(latest, "local") or "", {})
         worst = sorted(scores.items(), key=lambda one: (one[1] == one[1], one[1], one[0]))[:WORST]  # NaN first
         recent = times[-5:]
         pace = 60 * len(recent) / sum(recent) if sum(recent) else None
-        one = self.state(folder)
-        return Seen(one._replace(failures=max(one.failures, int(lost))), pace, tuple(worst))
+        one = self.state(folder, own)
+        return own, Seen(one._replace(failures=max(one.failures, int(lost))), pace, tuple(worst))

@@ -52,7 +52,7 @@ def attached(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Ite
         BadInput: ``$RAY_ADDRESS`` is of a kind that can't be used.
         Unavailable: Ray can't be started or reached.
     """
-    address = _address()
+    address = given()
     for name, value in (QUIET if address else QUIET | LOCAL).items():
         os.environ.setdefault(name, value)
     if not address and "ray" not in sys.modules:
@@ -136,15 +136,6 @@ def alone() -> bool:
     return sum(bool(node["Alive"]) for node in ask()) == 1 and not growth()
 
 
-def given() -> str | None:
-    """The cluster that `attached` goes to; None: a local Ray of its own.
-
-    Raises:
-        BadInput, Unavailable: see `attached`.
-    """
-    return _address()
-
-
 def _start(place: str, num_cpus: int | None, num_gpus: int | None) -> None:
     import ray
     from ray._private import ray_constants
@@ -168,25 +159,25 @@ def _short() -> str | None:
     return place if os.access(place, os.W_OK) else None
 
 
-def _address() -> str | None:
-    """Where a cluster answers: ``$RAY_ADDRESS``, or what ``ray start`` left on this host; None: nowhere.
+def given() -> str | None:
+    """The cluster that `attached` goes to, by ``$RAY_ADDRESS`` or what ``ray start`` left here; None: a local Ray.
 
     Raises:
         BadInput: a Ray Client address.
         Unavailable: nothing answers at ``$RAY_ADDRESS``.
     """
-    given = os.environ.get("RAY_ADDRESS", "")
-    if given.startswith("ray://"):
-        raise BadInput(f"RAY_ADDRESS is {given}, a Ray Client address; submit to the cluster with: ray job submit")
-    if given and given not in ("auto", "local"):
-        if ":" in given and not _answers(given):
-            raise Unavailable(f"Ray can't be reached at {given} (nothing answers there); {_REMEDY}")
-        return given
+    said = os.environ.get("RAY_ADDRESS", "")
+    if said.startswith("ray://"):
+        raise BadInput(f"RAY_ADDRESS is {said}, a Ray Client address; submit to the cluster with: ray job submit")
+    if said and said not in ("auto", "local"):
+        if ":" in said and not _answers(said):
+            raise Unavailable(f"Ray can't be reached at {said} (nothing answers there); {_REMEDY}")
+        return said
     left = Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
-    found = left.read_text().strip() if left.is_file() and given != "local" else ""
+    found = left.read_text().strip() if left.is_file() and said != "local" else ""
     if found and _answers(found):
         return found
-    if given == "auto":
+    if said == "auto":
         raise Unavailable(f"Ray can't be reached at auto (no cluster runs on this host); {_REMEDY}")
     return None  # what a cluster that has died left behind counts for nothing
 

@@ -268,6 +268,12 @@ def _same_trace(folder: RunFolder, built: Built) -> None:
         )
 
 
+def said(error: Exception) -> str:
+    """An error in one line; those that are not meant for users with their kind."""
+    text = " ".join(str(error).split())[:500]
+    return text if type(error).__module__.startswith("fedray.") else f"{type(error).__name__}: {text}"
+
+
 def summary(done: Round) -> dict[str, float]:
     """The numbers of a round that belong to no client, by metric."""
     return {row.metric: row.value for row in done.rows if row.client == GLOBAL}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fedray.engine import samedata
 from fedray.engine.cluster import attached
-from fedray.engine.driver import open_folder, run, summary
+from fedray.engine.driver import open_folder, run, said, summary
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput
 from fedray.experiment import Experiment
@@ -112,8 +112,6 @@ def _here(
             for done in started.rounds:
                 show(Progress(i, done.round, summary(done), done.round == cells[i].rounds))
         except Exception as error:
-            from fedray.engine.trial import said  # which imports ray
-
             failed[i] = said(error)
             show(Progress(i, 0, {}, True, failed[i]))
     return failed

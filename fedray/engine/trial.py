@@ -16,7 +16,7 @@ from ray import tune
 
 from fedray.build import Built, build
 from fedray.engine.actors import RayActors
-from fedray.engine.driver import claimed, conduct, drive, open_folder, summary
+from fedray.engine.driver import claimed, conduct, drive, open_folder, said, summary
 from fedray.engine.nodes import must_see
 from fedray.engine.placement import Placement, place
 from fedray.engine.seats import device
@@ -186,12 +186,6 @@ def uploaded(folder: RunFolder) -> float:
     """Bytes that a client sent up in a round, the mean over all visits of a run."""
     rows = [row for row in folder.rows(client=GLOBAL) if row.metric == "comm/up_bytes"]
     return sum(row.value for row in rows) / max(sum(row.n for row in rows), 1)
-
-
-def said(error: Exception) -> str:
-    """An error in one line; those that are not meant for users with their kind."""
-    text = " ".join(str(error).split())[:500]
-    return text if type(error).__module__.startswith("fedray.") else f"{type(error).__name__}: {text}"
 
 
 def _bound(site: Site | None) -> Site:

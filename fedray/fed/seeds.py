@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from zlib import crc32
 
 import numpy as np
@@ -15,5 +17,15 @@ def rng(seed: int, stream: str, round: int = 0, client: int = GLOBAL) -> np.rand
 
 
 def torch_seed(seed: int, stream: str) -> int:
-    """A seed for torch's generator, to be used inside ``torch.random.fork_rng``."""
+    """A seed for torch's generator, as `torch_draws` sets it."""
     return int(rng(seed, stream).integers(2**63))
+
+
+@contextmanager
+def torch_draws(seed: int, stream: str) -> Iterator[None]:
+    """What torch draws on the CPU inside comes from this address; its generator outside is left alone."""
+    import torch  # which a configuration does without
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, stream))
+        yield

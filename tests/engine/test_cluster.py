@@ -58,7 +58,7 @@ def test_a_dead_cluster_is_told_at_once(monkeypatch: pytest.MonkeyPatch, closed_
 def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(BadInput, match=r"RAY_ADDRESS is ray://head:10001, a Ray Client address; submit .* ray job"):
-        room._address()
+        room.given()
 
 
 def greet(server: socket.socket, words: bytes) -> None:
@@ -75,10 +75,10 @@ def test_what_a_dead_cluster_left_counts_for_nothing(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(closed_port + "\n")
-    assert room._address() is None
+    assert room.given() is None
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(Unavailable, match="at auto \\(no cluster runs on this host\\)"):
-        room._address()
+        room.given()
     for greeting, counts in ((b"\0\0\0\4\0\0\0\0\0", True), (b"HTTP/1.1 400 Bad Request\r\n", False)):
         with socket.create_server(("127.0.0.1", 0)) as living:
             address = f"127.0.0.1:{living.getsockname()[1]}"
@@ -86,7 +86,7 @@ def test_what_a_dead_cluster_left_counts_for_nothing(
             monkeypatch.setenv("RAY_ADDRESS", "")
             answer = threading.Thread(target=greet, args=(living, greeting), daemon=True)
             answer.start()
-            assert room._address() == (address if counts else None)
+            assert room.given() == (address if counts else None)
             answer.join(10)
 
 
@@ -96,7 +96,7 @@ def test_what_says_nothing_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> Non
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(Unavailable, match=f"at {address} \\(nothing answers there\\)"):
-            room._address()
+            room.given()
 
 
 def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_ray_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     import ray
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(room, "_address", lambda: None)
+    monkeypatch.setattr(room, "given", lambda: None)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
 
