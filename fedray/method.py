@@ -21,7 +21,7 @@ from fedray.nn.multilabel import Centred
 from fedray.types import Batching, Features, Given, Needs, Output, Params, Weighting
 
 Penalty: TypeAlias = Callable[[Any, Given, "Tensor | Features", Tensor, Output], dict[str, Tensor]]
-"""Loss terms beside the task loss: by name, with their weight."""
+"""Loss terms beside the task loss: of (method, given, x, y, out), scalars by name, their weight in them."""
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -46,11 +46,11 @@ class Method(Protocol):
     """Factor on the learning rate by name pattern; {} leaves every rate as it is."""
 
     def __call__(self, given: Given, x: Tensor | Features) -> Output:
-        """Forward pass on a batch of images, pixels (B, 3, H, W) or stored features."""
+        """Forward pass on a batch of images, pixels (B, 3, S, S) or stored features (B, d)."""
         ...
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """Name each loss term; their sum is minimised. y: (B,) classes, or (B, C) of 1, 0 and -1 (unknown)."""
+        """Loss terms, scalars by name; their sum is minimised. y: (B,) classes, or (B, C) of 1, 0 and -1 (unknown)."""
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -121,14 +121,14 @@ class PromptMethod(nn.Module):
         return min([*parts, "ragged" if plain else "equal"], key=get_args(Batching).index)
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode text and images with this method's prompts, and compare them."""
+        """Encode texts (N, C, d) and images (B, d) with this method's prompts, and compare them: logits (B, C)."""
         prompts = self.prompts(given, x)
         text = given.clip.encode_text(given.task, prompts.text)
         image = given.clip.encode_image(x, prompts.vision, tokens=cast(Head, self.head).tokens)
         return Output(text, image, self.head(text, image, given.clip.logit_scale))
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss and each penalty's terms, by name."""
+        """The task loss and each penalty's terms, scalars by name, for labels y (B,) or (B, C)."""
         out = self(given, x)
         terms = {"loss": self.loss(out.logits, y)}
         for penalty in self.penalties:
@@ -152,6 +152,7 @@ def batching(method: Method) -> Batching:
     "none" where a value decides what is computed next, or where chance or state beside the parameters plays a part;
     "equal" where batches must have one size; "ragged" where an image without a label (-100, or -1 for every class)
     leaves the terms as if it were not there. A method says so by an attribute of this name; if it does not, "none".
+    One that takes gradients inside its terms takes them by ``torch.func``, for autograd's know nothing of vmap.
     """
     said: Batching = getattr(method, "batching", "none")
     return said

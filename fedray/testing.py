@@ -69,7 +69,7 @@ def given(clip: Backbone, method: Method, task: int = 0) -> Given:
 
 
 def images(clip: Backbone, method: Method, count: int = IMAGES) -> Tensor | Features:
-    """Images as the method wants them: pixels, or the features that a store would hold."""
+    """Images as the method wants them: pixels (B, 3, S, S), or the features (B, d) that a store would hold."""
     size = clip.arch.image_size
     x = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
     if method.needs == "pixels":
@@ -91,7 +91,7 @@ def gives_logits_for_any_task(recipe: Recipe, clip: Backbone) -> None:
 
 
 def refuses_other_classes(method: Method, other: Given, x: Tensor | Features) -> None:
-    """A method that learned something of each class says so when it is asked for others."""
+    """A method that learned something of each class says so when it is asked for others with images x (B, ...)."""
     try:
         method(other, x)
     except BadInput:

@@ -39,6 +39,9 @@ def save(path: Path, parts: Sequence[NDArray[Any]], labels: NDArray[Any]) -> str
     One row per image. Multi-hot labels (n, C) go into a fourth column `labels`, the list of an image's C entries, and
     `label`, which then means nothing, is -1. The metadata keep the number of clients (the last may be empty) and the
     digests of partition and labels.
+
+    Raises:
+        Unavailable: the file can't be written (disk full, forbidden).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -42,6 +42,9 @@ class Table:
     """Images with their classes. Images are one array uint8 (n, H, W, 3) that nobody writes to, or n files.
 
     Labels are one class per image, or the row of a multi-hot matrix: 1 present, 0 absent, -1 unknown.
+
+    Raises:
+        BadInput: lengths, types or values that do not go together.
     """
 
     images: NDArray[np.uint8] | tuple[Path, ...]
@@ -108,6 +111,9 @@ class Source:
     """A data set: class names by label, prompt templates with one {} each, and tables for training and test.
 
     A set that is only there to examine models has an empty table for training.
+
+    Raises:
+        BadInput: classes or domains without names, or tables of different kinds of labels.
     """
 
     name: str

@@ -55,7 +55,7 @@ class Align(nn.Module):
     weighting: Weighting = "samples"
     batching: Batching = "equal"
     rates: Mapping[str, float] = {}
-    words: Tensor
+    words: Tensor  # (f,) ids of those that stay fixed
 
     def __init__(
         self, clip: Backbone, head: Hierarchical, *, prompts: int, views: int | None, n: int, depth: int, words: str
@@ -79,7 +79,7 @@ class Align(nn.Module):
         return [first] if self.others is None else [first, TextPrompts(self.others.tokens.unsqueeze(1))]
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode each class N times and each image M times, and transport; the image's features are the views' mean."""
+        """Encode each class N times and each image M times, and transport: logits (B, C), the views' mean (B, d)."""
         contexts = self.contexts()
         text, mask = encode_prompts(given.clip, given.task, contexts, self.mode)
         if self.views is not None:
@@ -92,7 +92,7 @@ class Align(nn.Module):
         return Output(Features(text.pooled), Features(image.pooled.mean(1)), logits)
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy (Eq. 8, with the logarithm that is missing there)."""
+        """Cross-entropy (Eq. 8, with the logarithm that is missing there) with classes y (B,)."""
         return {"loss": task_loss(self(given, x).logits, y)}
 
 

@@ -111,7 +111,7 @@ class CoCoOp(nn.Module):
         return self.student.needs
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode the texts of some images at a time, and compare each image with its own."""
+        """Encode the texts (B, C, d) of some images at a time, and compare each image with its own: logits (B, C)."""
         head, scale = cast(Head, self.student.head), given.clip.logit_scale
         image = given.clip.encode_image(x, tokens=head.tokens)
         prompts: Prompts = self.student.prompts(given, image)
@@ -126,7 +126,7 @@ class CoCoOp(nn.Module):
         return Output(Features(text), image, logits)
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss."""
+        """The task loss, a scalar, for classes y (B,) or labels (B, C)."""
         return {"loss": self.student.loss(self(given, x).logits, y)}
 
 

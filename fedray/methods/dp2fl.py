@@ -46,6 +46,9 @@ def dp2fl(
         n_ctx: context tokens of each of the two prompts.
         words: start both from these words ("a photo of a") in place of noise.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     both = Beside(shared=TextContext(clip, n=n_ctx, words=words), local=TextContext(clip, n=n_ctx, words=words))
     return Dual(PromptMethod(both, Cosine(temperature=temperature)))
@@ -80,5 +83,5 @@ class Dual(nn.Module):
         return Output(text, out.image, self.student.head(text, out.image, given.clip.logit_scale))
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss."""
+        """The task loss, a scalar, for classes y (B,) or labels (B, C)."""
         return {"loss": task_loss(self(given, x).logits, y)}

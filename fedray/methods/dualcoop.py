@@ -71,6 +71,9 @@ def dualcoop(
         down: its gamma of negatives.
         up: its gamma of positives.
         margin: probability that a negative may keep.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     context = TextContext(clip, n=n_ctx, prompts=2, words=words)
     loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)

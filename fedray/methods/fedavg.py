@@ -73,11 +73,11 @@ def fedavg(
 
 
 class Network(nn.Module):
-    """A network and its classifier.
+    """A network and its classifier; BadInput for stored features, or a task of another number of classes.
 
     Args:
-        body: pixels to features.
-        head: features to logits.
+        body: pixels (B, 3, S, S) to features (B, d).
+        head: features to logits (B, C).
         enlarged: show it small images enlarged.
         private_norm: batch norms stay with the client.
     """
@@ -93,11 +93,11 @@ class Network(nn.Module):
         self.private: tuple[str, ...] = ("body.*.bn.*",) if private_norm else ()
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Score: running statistics, or where the view is global and they are private, those of the batch."""
+        """Logits (B, C) of pixels (B, 3, S, S): by running statistics, in a global view that lacks them the batch's."""
         return self._run(given, x, "batch" if given.view == "global" and self.private else "use")
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss; batch norms learn their statistics on the way."""
+        """The task loss, a scalar, for y (B,) or (B, C); batch norms learn their statistics on the way."""
         return {"loss": task_loss(self._run(given, x, "learn").logits, y)}
 
     def _run(self, given: Given, x: Tensor | Features, mode: Mode) -> Output:

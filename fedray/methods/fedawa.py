@@ -37,5 +37,8 @@ def fedawa(
         n_ctx: context tokens.
         words: start from these words ("a photo of a") in place of noise.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     return PromptMethod(TextContext(clip, n=n_ctx, words=words), Cosine(temperature=temperature), server="fedawa")

@@ -61,7 +61,7 @@ def fedawa_ofl(
 
 
 def loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross entropy, or the asymmetric loss with the code's weight."""
+    """Cross entropy of logits (B, C) to classes y (B,); to labels (B, C) the asymmetric loss with the code's weight."""
     return task_loss(logits, y) if y.dim() == 1 else asymmetric(logits, y, weight=SEVERAL)
 
 
@@ -77,6 +77,6 @@ class Guided:
     def __call__(
         self, method: nn.Module, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term."""
+        """The term, a scalar, of the learned texts (1, C, d)."""
         weight = self.weight if y.dim() == 1 else SEVERAL * self.weight
         return Guidance(weight)(method, given, x, y, out)

@@ -57,7 +57,7 @@ SPACE = {
 
 
 class FedMPTCode(nn.Module):
-    """Text, then a vision prompt made of it, then the image. Shares everything.
+    """Text, then a vision prompt made of it, then the image. Shares everything. BadInput for heads that do not fit.
 
     Args:
         clip: the backbone; read for shapes, not kept.
@@ -86,7 +86,7 @@ class FedMPTCode(nn.Module):
         self.narrow, self.widen = nn.Linear(joint, latent), nn.Linear(latent, clip.arch.vision.width)
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode all prompts, ask them what to add to the image, and encode that."""
+        """Encode all prompts (N, C, d), ask them what to add to the image, and encode that: logits (B, C)."""
         clip, prompts = given.clip, cast(Prompts, self.prompts(given, x))
         text = clip.encode_text(given.task, prompts.text)
         with torch.no_grad():
@@ -98,7 +98,7 @@ class FedMPTCode(nn.Module):
         return Output(text, image, self.head(text, image, clip.logit_scale))
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The asymmetric loss, or cross entropy for one label per image."""
+        """The asymmetric loss of labels y (B, C), or cross entropy for one class per image (B,)."""
         return {"loss": task_loss(self(given, x).logits, y, weight=self.weight)}
 
 
@@ -128,6 +128,9 @@ def fedmpt_code(
         first_word: the released code's prompts, which cut longer conditions.
         token_norm: the released code's scaling of tokens.
         weight: of the asymmetric loss.
+
+    Raises:
+        BadInput: an option out of its range, or conditions that leave no room for a class name.
     """
     prompts = Conditioned(
         clip,

@@ -91,7 +91,7 @@ def fedmvp(
 
 
 class Gathered(nn.Module):
-    """The generator, and the frozen attributes that it reads."""
+    """The generator, and the frozen attributes that it reads; BadInput for tokens or heads that do not fit."""
 
     vision = True
 
@@ -126,14 +126,14 @@ class FedMVP(nn.Module):
         self.student = student
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Prompt the vision tower, and compare with every attribute."""
+        """Prompt the vision tower, and compare with every attribute (A, C, d): logits (B, C)."""
         head = cast(Head, self.student.head)
         image = given.clip.encode_image(x, self.student.prompts(given, x).vision, tokens=head.tokens)
         text = Features(cast(Gathered, self.student.prompts).texts(given))
         return Output(text, image, head(text, image, given.clip.logit_scale))
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss and the consistency."""
+        """The task loss for y (B,) or (B, C), and the consistency."""
         out = self(given, x)
         terms = {"loss": self.student.loss(out.logits, y)}
         for penalty in self.student.penalties:

@@ -95,7 +95,7 @@ class Channelwise(nn.Module):
 
 
 class Looked(nn.Module):
-    """A text context, and the network that turns an image and the classes' texts into one vision prompt."""
+    """A text context, and a network from image and texts to one vision prompt; BadInput for sizes out of range."""
 
     vision = True
 
@@ -129,7 +129,7 @@ class FedMVPOFL(nn.Module):
         self.prompts, self.head, self.guidance = prompts, head, guidance
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Encode the classes, prompt the vision tower with what the frozen image makes of them, and compare."""
+        """Encode the classes, prompt the vision tower with what frozen images make of them, compare: logits (B, C)."""
         context: Prompts = self.prompts.context(given, x)
         text = given.clip.encode_text(given.task, context.text)
         with torch.no_grad():
@@ -139,6 +139,6 @@ class FedMVPOFL(nn.Module):
         return Output(text, image, self.head(text, image, given.clip.logit_scale))
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """The task loss and the guidance."""
+        """The task loss for y (B,) or (B, C), and the guidance."""
         out = self(given, x)
         return {"loss": task_loss(out.logits, y, weight=WEIGHT)} | self.guidance(self, given, x, y, out)

@@ -63,6 +63,9 @@ def fedotp(
         eps: entropic regularisation, in cost units (cost = 1 - cosine).
         iters: most iterations of the transport solver.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     prompts = Beside(shared=TextContext(clip, n=n_ctx, words=words), local=TextContext(clip, n=n_ctx, words=words))
     head = Transport(kind=kind, eps=eps, mass=mass if kind == "partial" else 1.0, iters=iters, temperature=temperature)

@@ -88,7 +88,7 @@ class LowRank(nn.Module):
 
     Args:
         sigma: the shared context, shallow and with one prompt per class.
-        rank: r.
+        rank: r, at least 1; else BadInput.
     """
 
     vision = False
@@ -124,7 +124,7 @@ class Apart:
     def __call__(
         self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term."""
+        """The term, a scalar, of the learned texts (1, C, d)."""
         sigma: Prompts = method.prompts(given._replace(view="global"), x)
         shared = given.clip.encode_text(given.task, sigma.text).pooled
         apart = contrast(shared, near=given.task.zeroshot, far=out.text.pooled, tau=self.tau)

@@ -98,7 +98,7 @@ def fedrsclip(
 
 
 class Alignment(nn.Module):
-    """The weighted constraint, as a penalty of `PromptMethod`."""
+    """The weighted constraint, as a penalty of `PromptMethod`; BadInput for options out of range."""
 
     def __init__(self, weight: float, kappa: float, form: str, negatives: str, position: Position) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class Alignment(nn.Module):
     def forward(
         self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term of a forward pass with both prompts."""
+        """The term, a scalar, of a forward pass with both prompts: texts (2, C, d)."""
         shared, own = out.text.pooled[0], out.text.pooled[-1]
         others = self.others(given) if self.negatives == "others" else None
         positive = F.cosine_similarity(own, shared, dim=-1)

@@ -54,6 +54,9 @@ def fedtpg(
         depth: text layers that get prompts of their own.
         heads: of the generator's cross attention.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     return PromptMethod(
         Generated(clip, n=n_ctx, depth=depth, heads=heads), Cosine(temperature=temperature), weighting="uniform"

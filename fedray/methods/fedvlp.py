@@ -53,6 +53,9 @@ def fedvlp(
         depth: layers with learnables of their own, in both towers.
         words: start the text prompt from these words in place of noise.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     text = TextContext(clip, n=n_ctx, depth=depth, words=words)
     vision = VisionContext(clip, n=n_vision, depth=depth, place="end", stage="post_ln")

@@ -34,5 +34,5 @@ def otdpp_inferred(
     iters: int = 100,
     temperature: float | None = None,
 ) -> PromptMethod:
-    """One global and one personal text prompt, balanced transport; options as in `otdpp`."""
+    """One global and one personal text prompt, balanced transport; options and errors (BadInput) as in `otdpp`."""
     return otdpp(clip, n_ctx=n_ctx, n_vision=0, depth=1, words=words, eps=eps, iters=iters, temperature=temperature)

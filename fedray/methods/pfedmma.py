@@ -91,7 +91,7 @@ class Adapted(nn.Module):
     """Fixed words, no vision prompts, and an adapter beside each of the highest blocks; the global view has none."""
 
     vision = True
-    words: Tensor
+    words: Tensor  # (f,) ids
 
     def __init__(self, clip: Backbone, count: int, dim: int, scale: float, words: str) -> None:
         super().__init__()

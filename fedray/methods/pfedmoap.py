@@ -135,7 +135,7 @@ class Mixture(nn.Module):
         self.experts = Once(partial(peer_features, name="prompts.tokens"))
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """The own prompt's logits, and the mixture's where experts came."""
+        """The own prompt's logits (B, C), and the mixture's added where experts (E, C, d) came."""
         text = given.clip.encode_text(given.task, self.prompts(given, x).text)
         image, scale = given.clip.encode_image(x), given.clip.logit_scale
         logits = self.head(text, image, scale)
@@ -146,5 +146,5 @@ class Mixture(nn.Module):
         return Output(text, image, logits)
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy."""
+        """Cross-entropy with classes y (B,)."""
         return {"loss": task_loss(self(given, x).logits, y)}

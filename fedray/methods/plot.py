@@ -50,6 +50,9 @@ def plot(
         eps: entropic regularisation, in cost units (cost = 1 - cosine).
         iters: most iterations of the transport solver.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     context = TextContext(clip, n=n_ctx, prompts=prompts, words=words)
     return PromptMethod(context, Transport(kind="balanced", eps=eps, iters=iters, temperature=temperature))

@@ -77,6 +77,9 @@ def poscoop(
         down: its gamma of negatives.
         up: its gamma of positives.
         margin: probability that a negative may keep.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     classes = len(task.names)
     pair = PatchSoftmax(dual=True, tokens=tokens)

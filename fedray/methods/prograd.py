@@ -22,6 +22,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vjp
 
 from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
@@ -29,7 +30,7 @@ from fedray.nn.heads import Cosine
 from fedray.nn.losses import check_temperature, check_weight, distil, project, task_loss, with_gradient
 from fedray.nn.prompts import TextContext
 from fedray.nn.teachers import teach
-from fedray.types import Batching, Features, Given, Needs, Output, Weighting
+from fedray.types import Batching, Features, Given, Needs, Output, Params, Weighting
 
 FIDELITY = "verified"
 PROTOCOL = {"local.lr": 0.002, "local.batch": 32, "local.schedule": "cosine", "rounds": 100, "split.shots": 16}
@@ -76,6 +77,9 @@ class ProGrad(nn.Module):
         student: what learns.
         strength: lambda.
         tau: temperature of the comparison.
+
+    Raises:
+        BadInput: `strength` is negative, or `tau` not above 0.
     """
 
     server: str | None = None
@@ -96,20 +100,24 @@ class ProGrad(nn.Module):
         return self.student.needs
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """The student's forward pass: the teacher is there in training alone."""
+        """The student's logits (B, C): the teacher is there in training alone."""
         output: Output = self.student(given, x)
         return output
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """One term: the cross entropy in value, the projected gradient in gradient (two backward passes)."""
-        out = self(given, x)
-        loss = task_loss(out.logits, y)
-        if not loss.requires_grad:  # under no_grad: somebody only wants to know the loss
-            return {"loss": loss}
-        teacher = teach(given, x, self.student).logits
-        learnable = list(self.parameters())
-        aligned = distil(out.logits, teacher, tau=self.tau)
-        g = torch.autograd.grad(loss, learnable, retain_graph=True)
-        h = torch.autograd.grad(aligned, learnable)
-        bent = [project(a, b, strength=self.strength) for a, b in zip(g, h, strict=True)]
-        return {"loss": with_gradient(loss, learnable, bent)}
+        """A scalar: the task loss for y (B,) in value, the projected gradient in gradient (two backward passes)."""
+        if not torch.is_grad_enabled():  # somebody only wants to know the loss
+            return {"loss": task_loss(self(given, x).logits, y)}
+        learnable = dict(self.named_parameters())
+
+        def both(parameters: Params) -> tuple[Tensor, Tensor]:
+            logits = functional_call(self, parameters, (given, x)).logits
+            teacher = teach(given, x, self.student).logits
+            return task_loss(logits, y), distil(logits, teacher, tau=self.tau)
+
+        # torch.func's gradients and not autograd's: of clients that train as one batch, each has its own
+        (loss, aligned), back = vjp(both, {name: value.detach() for name, value in learnable.items()})
+        one, none = torch.ones_like(loss), torch.zeros_like(aligned)
+        (g,), (h,) = back((one, none)), back((none, one))
+        bent = [project(g[name], h[name], strength=self.strength) for name in learnable]
+        return {"loss": with_gradient(loss, list(learnable.values()), bent)}

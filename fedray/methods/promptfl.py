@@ -48,6 +48,9 @@ def promptfl(
         depth: text layers that get prompts of their own; 1 is CoOp.
         position: where the class name stands.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     context = TextContext(clip, n=n_ctx, words=words, depth=depth, position=position)
     return PromptMethod(context, Cosine(temperature=temperature))

@@ -62,7 +62,7 @@ class Joint:
     def __call__(
         self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term."""
+        """The term, a scalar, of images (B, d), texts (1, C, d) and labels y (B,) or (B, C)."""
         return {"transport": self.weight * joint_drift(out, teach(given, x, method), y)}
 
 

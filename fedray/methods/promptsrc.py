@@ -61,7 +61,7 @@ class SelfRegulation:
     def __call__(
         self, method: PromptMethod, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The terms, by what they hold."""
+        """Three scalars, by what they hold: texts (1, C, d), images (B, d), logits (B, C)."""
         frozen = teach(given, x, method)
         return {
             "text": self.text * text_drift(out, frozen),

@@ -62,7 +62,7 @@ SPACE = {
 
 
 class Ram(nn.Module):
-    """Both sides, and the head. Shares everything."""
+    """Both sides, and the head; it reads pixels, and features are BadInput. Shares everything."""
 
     private: Sequence[str] = ()
     needs: Needs = "pixels"
@@ -74,13 +74,13 @@ class Ram(nn.Module):
         self.text, self.image, self.head, self.rates = text, image, head, rates
 
     def forward(self, given: Given, x: Tensor | Features) -> Output:
-        """Texts, both streams, both comparisons, without the teacher and by remembered statistics."""
+        """Texts, both streams, both comparisons: logits (B, C), without the teacher and by remembered statistics."""
         text, image, _ = self._seen(given, x, training=False)
         logits = mixture(*self.head(text, image, given.clip.logit_scale))
         return Output(Features(text[None]), image, logits)
 
     def terms(self, given: Given, x: Tensor | Features, y: Tensor) -> dict[str, Tensor]:
-        """MMC of the global and of the local logits, or cross entropy of the score."""
+        """MMC of the global and of the local logits with labels y (B, C), or cross entropy with classes (B,)."""
         text, image, frozen = self._seen(given, x, training=torch.is_grad_enabled())
         scale, classes = given.clip.logit_scale, len(given.task.names)
         absent = (F.one_hot(y, classes) if y.dim() == 1 else y) == 0
@@ -124,6 +124,9 @@ def ram(
         tau: tau_l at the start (NUS-WIDE: 0.0002).
         iters: most iterations of the transport solver.
         rate: the tokens' and temperatures' learning rate as a share of the adapters'.
+
+    Raises:
+        BadInput: an option out of its range.
     """
     layers, texts = clip.arch.vision.layers, clip.arch.text.layers
     text = TextInsert(clip, n=n_text, depth=min(3, texts) if text_depth is None else text_depth)

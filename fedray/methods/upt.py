@@ -58,7 +58,7 @@ def upt(clip: Backbone, *, n_ctx: int = 4, seq_axis: bool = False, temperature: 
 
 
 class Unified(nn.Module):
-    """The latent prompt and its transformer."""
+    """The latent prompt and its transformer; BadInput for more tokens than the text tower holds."""
 
     vision = True
     batching: Batching = "none"  # torch's attention has no rule for vmap

@@ -24,5 +24,8 @@ def zeroshot(clip: Backbone, *, temperature: float | None = None) -> PromptMetho
     Args:
         clip: the frozen backbone.
         temperature: of the softmax over classes; None keeps CLIP's own.
+
+    Raises:
+        BadInput: `temperature` is not above 0.
     """
     return PromptMethod(NoPrompts(), Cosine(temperature=temperature))

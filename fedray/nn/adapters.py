@@ -68,7 +68,7 @@ class _Rescale(torch.autograd.Function):
 
 
 def rescale(x: Tensor, *, forward: float, backward: float) -> Tensor:
-    """`x` times `forward`, its gradient times `backward`: two numbers that need not agree."""
+    """`x` of any shape times `forward`, its gradient times `backward`: two numbers that need not agree."""
     out: Tensor = _Rescale.apply(x, forward, backward)
     return out
 

@@ -21,7 +21,7 @@ class Bound(nn.Module):
         self.inner, self.classes, self.vision = inner, classes, bool(inner.vision)
 
     def forward(self, given: Given, x: Tensor | Features) -> Prompts:
-        """The inner injector's prompts.
+        """The inner injector's prompts, text (N, C, D, n, w) and vision (B or 1, D, n, w).
 
         Raises:
             BadInput: the task has another number of classes.

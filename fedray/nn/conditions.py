@@ -40,8 +40,8 @@ class Conditioned(nn.Module):
     """
 
     vision = False
-    ids: Tensor
-    filler: Tensor
+    ids: Tensor  # (f,) of all conditions' words
+    filler: Tensor  # (1,) or so, what stands for a word left out
 
     def __init__(
         self,

@@ -55,6 +55,9 @@ class Once(nn.Module):
     """Frozen features that are computed once for as long as task and inbox are the very same objects: a client's visit.
 
     What it remembers never decides a result, only how soon it comes: another task, inbox or backbone computes anew.
+
+    Args:
+        features: makes them, (E, C, d) or (C, d), of what is given; None where there are none.
     """
 
     def __init__(self, features: Callable[[Given], Tensor | None]) -> None:
@@ -63,7 +66,7 @@ class Once(nn.Module):
         self.seen: tuple[Given, Tensor | None] | None = None
 
     def forward(self, given: Given) -> Tensor | None:
-        """The features of `given`."""
+        """The features of `given`, (E, C, d) or (C, d) as they were made."""
         if self.seen is not None:
             last, value = self.seen
             if last.task is given.task and last.inbox is given.inbox and last.clip is given.clip:

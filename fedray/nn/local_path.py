@@ -28,8 +28,8 @@ from fedray.types import Features, Given, TextPrompts
 class BatchNorm(nn.Module):
     """Batch norm over (B, w, h, h) whose mode is an argument: methods have none. Keeps running mean and variance."""
 
-    mean: Tensor
-    var: Tensor
+    mean: Tensor  # (w,)
+    var: Tensor  # (w,)
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("var", torch.ones(width))
 
     def forward(self, x: Tensor, training: bool) -> Tensor:
-        """By the batch's statistics, which are remembered, or by the remembered ones."""
+        """Normalise (B, w, h, h): by the batch's statistics, which are remembered, or by the remembered ones."""
         return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, training)
 
 
@@ -129,7 +129,7 @@ class TextInsert(nn.Module):
         BadInput: depth out of range.
     """
 
-    words: Tensor
+    words: Tensor  # (f,) ids of the words before the class name
 
     def __init__(self, clip: Backbone, *, n: int = 4, depth: int = 3, words: str = "a photo of a") -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def values(block: Block, x: Tensor) -> Tensor:
 
 
 def project(tower: VisionTower, x: Tensor, y: Tensor) -> Features:
-    """Both streams as features: the main one's class token, the local one's patches."""
+    """Both streams as features: the class token of the main x (B, 1 + M, w), the patches of the local y (B, M, w)."""
     return Features(tower.project(x[:, 0]), tower.project(y.to(x.dtype)))
 
 

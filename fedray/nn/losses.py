@@ -70,7 +70,11 @@ def asymmetric(
 class Proximal:
     """Keeps what is shared near what the server sent: mu/2 times the squared distance, its gradient mu times the way.
 
-    What the server did not send, which is what is private, goes free.
+    What the server did not send, which is what is private, goes free. Li et al., "Federated Optimization in
+    Heterogeneous Networks" (FedProx), MLSys 2020, Eq. 2.
+
+    Raises:
+        BadInput: `mu` is negative or not finite.
     """
 
     mu: float = 0.5
@@ -82,7 +86,7 @@ class Proximal:
     def __call__(
         self, method: nn.Module, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term.
+        """The term, a scalar; images and labels play no part.
 
         Raises:
             BadInput: the server sent none of the method's parameters.
@@ -97,7 +101,11 @@ class Proximal:
 
 @dataclass(frozen=True)
 class Guidance:
-    """Keeps the learned text features (N, C, d) at a small angle to the hand-written ones (C, d) of the task."""
+    """Keeps the learned text features (N, C, d) at a small angle to the hand-written ones (C, d) of the task (KgCoOp).
+
+    Raises:
+        BadInput: `weight` is negative or not finite.
+    """
 
     weight: float = 8.0
     batching: ClassVar[Batching] = "ragged"  # it looks at no image
@@ -108,28 +116,28 @@ class Guidance:
     def __call__(
         self, method: nn.Module, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term, from 0 to twice the weight."""
+        """The term, a scalar from 0 to twice the weight."""
         near = F.cosine_similarity(out.text.pooled, given.task.zeroshot, dim=-1).mean()
         return {"guidance": self.weight * (1 - near)}
 
 
 def contrast(anchor: Tensor, *, near: Tensor, far: Tensor, tau: float = 0.5) -> Tensor:
-    """Pull (..., d) features towards `near` and push them from `far`; mean over the leading axes, which broadcast."""
+    """Pull (..., d) features towards `near` and push them from `far` (FedPGP); mean over leading axes."""
     pull, push = (F.cosine_similarity(anchor, other, dim=-1) / tau for other in (near, far))
     return F.softplus(push - pull).mean()  # = cross entropy of the pair (pull, push) with target 0
 
 
 def distil(student: Tensor, teacher: Tensor, *, tau: float = 1.0) -> Tensor:
-    """Cross entropy of student logits (B, C) to the soft labels of a constant teacher, mean over images."""
+    """Cross entropy of student logits (B, C) to the soft labels of a constant teacher, mean over images (ProGrad)."""
     soft = (teacher.detach() / tau).softmax(-1)
     return -(tau**2) * (soft * (student / tau).log_softmax(-1)).sum(-1).mean()
 
 
 def project(gradient: Tensor, guide: Tensor, *, strength: float = 1.0) -> Tensor:
-    """Take out of `gradient` what goes against `guide`: all of it at strength 1. One tensor, one decision.
+    """Take out of `gradient` what goes against `guide`, of the same shape: all of it at strength 1 (ProGrad).
 
-    A gradient that does not conflict keeps its bits, and so does one whose guide is 0. In float64 inside, for squares
-    of late gradients underflow in float32.
+    One tensor, one decision. A gradient that does not conflict keeps its bits, and so does one whose guide is 0. In
+    float64 inside, for squares of late gradients underflow in float32.
     """
     g, h = gradient.double(), guide.double()
     unit: Tensor = h / torch.linalg.vector_norm(h).clamp_min(torch.finfo(h.dtype).tiny)
@@ -138,7 +146,7 @@ def project(gradient: Tensor, guide: Tensor, *, strength: float = 1.0) -> Tensor
 
 
 def with_gradient(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """A surrogate: it has the value of `value`, and with respect to `parameters` exactly the given gradients.
+    """A surrogate: it has the value of `value`, a scalar, and with respect to `parameters` exactly the given gradients.
 
     value + sum_i <theta_i - const(theta_i), g_i>, where the differences are 0. So a rule on gradients is a loss term
     like any other, and whoever minimises it needs no hook. `value`'s own graph is cut off.

@@ -42,6 +42,6 @@ class Consistent:
     def __call__(
         self, method: nn.Module, given: Given, x: Tensor | Features, y: Tensor, out: Output
     ) -> dict[str, Tensor]:
-        """The term, from 0 to twice alpha."""
+        """The term, a scalar from 0 to twice alpha, of pixels x (B, 3, S, S) and prompted features (B, d)."""
         near = F.cosine_similarity(out.image.pooled, self._frozen(given, x), dim=-1).mean()
         return {"consistency": self.alpha * (1 - near)}

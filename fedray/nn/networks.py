@@ -34,8 +34,8 @@ PATCH, LARGE, SMALLEST = 16, 64, 32
 class BatchNorm(nn.Module):
     """A batch norm that is told which statistics to use, by `tell`. Its parameters and statistics are named ``bn``."""
 
-    scale: Tensor
-    shift: Tensor
+    scale: Tensor  # (channels,) as it was made, and so the shift
+    shift: Tensor  # (channels,)
 
     def __init__(self, bn: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def as_imagenet(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> T
 
 
 def enlarge(x: Tensor) -> Tensor:
-    """Images of at least 32 pixels along an edge, bilinear where they are smaller."""
+    """Images (B, 3, S, S) of at least 32 pixels along an edge, bilinear where they are smaller."""
     if x.shape[-1] >= SMALLEST:
         return x
     return F.interpolate(x, size=(SMALLEST, SMALLEST), mode="bilinear", align_corners=False)

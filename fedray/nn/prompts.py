@@ -29,7 +29,7 @@ class NoPrompts(nn.Module):
     vision = False
 
     def forward(self, given: Given, x: Tensor | Features) -> Prompts:
-        """Nothing."""
+        """No prompts, whatever the images (B, 3, S, S)."""
         return Prompts()
 
 
@@ -81,7 +81,11 @@ class TextContext(nn.Module):
         self.tokens, self.position, self.per_class = nn.Parameter(tokens), position, per_class
 
     def forward(self, given: Given, x: Tensor | Features) -> Prompts:
-        """The context, (N, 1, D, n, w) or (N, C, D, n, w)."""
+        """The context, (N, 1, D, n, w) or (N, C, D, n, w).
+
+        Raises:
+            BadInput: contexts of each class's own, for a task of another number of classes.
+        """
         classes = len(given.task.names)
         if self.per_class is not None and self.per_class != classes:
             raise BadInput(f"contexts for {self.per_class} classes, the task has {classes}; drop per_class")
@@ -165,7 +169,7 @@ class Coupled(nn.Module):
 
 
 class Both(nn.Module):
-    """One injector for the text tower, one for the vision tower (IVLP)."""
+    """One injector for the text tower, one for the vision tower (IVLP); BadInput if they are swapped."""
 
     def __init__(self, text: nn.Module, vision: nn.Module) -> None:
         super().__init__()
@@ -174,7 +178,7 @@ class Both(nn.Module):
         self.text, self.image, self.vision = text, vision, True
 
     def forward(self, given: Given, x: Tensor | Features) -> Prompts:
-        """Text of one, vision of the other."""
+        """Text (N, C or 1, D, n, w) of one, vision (B or 1, D, n, w) of the other."""
         return Prompts(self.text(given, x).text, self.image(given, x).vision)
 
 
@@ -191,7 +195,11 @@ class Beside(nn.Module):
         self.vision = bool(shared.vision) or bool(local.vision)
 
     def forward(self, given: Given, x: Tensor | Features) -> Prompts:
-        """Both halves' prompts, or the shared ones where the view is global."""
+        """Both halves' prompts, text (2 N, C or 1, D, n, w), vision (B or 1, D, 2 n, w); globally the shared ones.
+
+        Raises:
+            BadInput: vision prompts of the two differ in depth, place or stage.
+        """
         shared: Prompts = self.shared(given, x)
         if given.view == "global":
             return shared

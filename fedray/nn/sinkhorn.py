@@ -48,7 +48,7 @@ class _Group(NamedTuple):
 
 
 def alternate(logk: Tensor, a: Tensor, b: Tensor, partial: bool, stop: Stop) -> tuple[Tensor, int]:
-    """Sinkhorn's alternation, ending on the columns: their sums are exact, `error` is that of the rows.
+    """Sinkhorn's alternation on logk (n, m, P), ending on the columns: their sums are exact, `error` (P) is the rows'.
 
     A kernel of a small range is exponentiated once: no factor leaves float32 then. Other problems keep their factors
     as logarithms, and run a block of plain iterations between two re-centrings.

@@ -32,7 +32,7 @@ class Stop(NamedTuple):
     batch: bool  # all problems together, by their mean error
 
     def unfinished(self, off: Tensor) -> Tensor:
-        """Which problems go on (P)."""
+        """Which problems go on, by their errors (P)."""
         return ~(off <= self.tol) if not self.batch else (~(off.mean() <= self.tol)).expand_as(off)
 
 
@@ -48,7 +48,7 @@ def room_for(n: int, like: Tensor) -> Tensor:
 
 
 def folder(x: Tensor, dim: int) -> Callable[[], Tensor]:
-    """Prepare the sum over an axis of `x`, by halves and in place, for as often as x will be filled anew."""
+    """Prepare the sum over an axis of `x`, of any shape, by halves and in place, for as often as x is filled anew."""
     pairs, n = [], x.shape[dim]
     while n > 1:
         pairs.append((x.narrow(dim, 0, n // 2), x.narrow(dim, n - n // 2, n // 2)))
@@ -64,18 +64,18 @@ def folder(x: Tensor, dim: int) -> Callable[[], Tensor]:
 
 
 def fold(x: Tensor, dim: int) -> Tensor:
-    """Sum over an axis; `x` is spent."""
+    """Sum over an axis of `x`, of any shape, which is spent."""
     return folder(x, dim)()
 
 
 def logsum(x: Tensor, dim: int) -> Tensor:
-    """Logarithm of the sum of exponentials over an axis; `x` is spent."""
+    """Logarithm of the sum of exponentials over an axis of `x`, of any shape, which is spent."""
     top = x.amax(dim, keepdim=True)
     return fold(x.sub_(top).exp_(), dim).log() + top.squeeze(dim)
 
 
 def pick(x: Tensor, which: Tensor) -> Tensor:
-    """Some of the problems, or what is the same for all."""
+    """Some of the problems (..., P), by their places (Q): (..., Q), or what is the same for all (..., 1) as it is."""
     if x.shape[-1] == 1:
         return x
     if x.dim() < 2 or len(which) >= WIDE:
@@ -84,13 +84,13 @@ def pick(x: Tensor, which: Tensor) -> Tensor:
 
 
 def spread(logk: Tensor, a: Tensor) -> tuple[Tensor, int]:
-    """Balanced, one column: each row's mass."""
+    """Balanced, one column: each row's mass (m, P) into logk (1, m, P)."""
     logk[0] = a
     return torch.zeros_like(logk[0, 0]), 1
 
 
 def fill(logk: Tensor, a: Tensor, b: Tensor, stop: Stop) -> tuple[Tensor, int]:
-    """Partial, one column: rows fill up to min(a_m, exp(x_m)), x = logk + y, with the one y that makes their sum b.
+    """Partial, one column: rows (m, P) fill up to min(a_m, exp(x_m)), x = logk + y, with the y that makes their sum b.
 
     Newton on the sum, which is concave in exp(y) and of pieces, inside a bracket: from below it never oversteps and
     is exact once the full rows are known. At small eps it would fill a row a step: then every other block bisects.
@@ -123,7 +123,7 @@ def fill(logk: Tensor, a: Tensor, b: Tensor, stop: Stop) -> tuple[Tensor, int]:
 
 
 def newton(plan: Tensor, a: Tensor, b: Tensor, stop: Stop) -> tuple[Tensor, int]:
-    """Balanced, two columns: one unknown y with sum_m a_m / (1 + exp(d_m + y)) = b_0, where d = log(K_1 / K_0).
+    """Balanced, two columns (2, m, P): one unknown y with sum_m a_m / (1 + exp(d_m + y)) = b_0, d = log(K_1 / K_0).
 
     d is what `plan` has in place of its column 1, and column 0 is empty. Newton inside a bracket that always holds the
     root, bisection where a step would leave it. d carries y, and the bracket is kept relative to it: at small eps y

@@ -22,9 +22,9 @@ from fedray.types import Features, Given, Output
 
 
 def teach(given: Given, x: Tensor | Features, student: nn.Module) -> Output:
-    """CLIP's own answer without any prompt, compared by the student's `head`; nothing in it asks for a gradient.
+    """CLIP's own answer to x (B, 3, S, S) without any prompt, compared by the student's `head`: logits (B, C).
 
-    Images are not encoded again where `given` holds their stored features.
+    Nothing in it asks for a gradient. Images are not encoded again where `given` holds their stored features.
     """
     head = cast(Head, student.head)
     with torch.no_grad():
@@ -34,19 +34,19 @@ def teach(given: Given, x: Tensor | Features, student: nn.Module) -> Output:
 
 
 def text_drift(student: Output, teacher: Output) -> Tensor:
-    """Mean absolute difference of the classes' features (PromptSRC's L1 on texts)."""
+    """Mean absolute difference of the classes' features (N, C, d), a scalar (PromptSRC's L1 on texts)."""
     return (_unit(student.text) - _unit(teacher.text)).abs().mean()
 
 
 def image_drift(student: Output, teacher: Output) -> Tensor:
-    """Mean absolute difference of the images' features (PromptSRC's L1 on images)."""
+    """Mean absolute difference of the images' features (B, d), a scalar (PromptSRC's L1 on images)."""
     return (_unit(student.image) - _unit(teacher.image)).abs().mean()
 
 
 def logit_drift(student: Output, teacher: Output) -> Tensor:
-    """Divergence of the student's class probabilities from the teacher's, divided by B C as PromptSRC does."""
+    """Divergence of the student's class probabilities (B, C) from the teacher's, divided by B C as PromptSRC does."""
     p, p0 = student.logits.log_softmax(1), teacher.logits.log_softmax(1)
-    return F.kl_div(p, p0, reduction="sum", log_target=True) / p.numel()
+    return (p0.exp() * (p0 - p)).sum() / p.numel()  # not kl_div, for which vmap has no rule
 
 
 def joint_drift(student: Output, teacher: Output, y: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Norm(nn.LayerNorm):
     """Layer norm in the precision of its own weights, which stay fp32 in a bf16 tower."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis."""
+        """Normalise (..., w) along the last axis."""
         y: Tensor = super().forward(x.to(self.weight.dtype))
         return y.to(x.dtype)
 
@@ -88,7 +88,7 @@ class _QuickGelu(torch.autograd.Function):
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's activation, with the bits of x * sigmoid(1.702 * x)."""
+    """OpenAI's activation on any shape, with the bits of x * sigmoid(1.702 * x)."""
     out: Tensor = _QuickGelu.apply(x)
     return out
 
@@ -209,7 +209,7 @@ class VisionTower(nn.Module):
 
 
 def full(x: Tensor) -> Tensor:
-    """Half precision as fp32, all else as it is."""
+    """Half precision as fp32, all else as it is, in any shape."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 

@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     """Solved problems."""
 
     plan: Tensor  # (..., m, n) at least float32, detached
-    error: Tensor  # (...) L1 distance from the marginals that were asked for, as a share of the transported mass
+    error: Tensor  # (...,) L1 distance from the marginals that were asked for, as a share of the transported mass
     iterations: int  # of the slowest problem
 
 
@@ -125,7 +125,11 @@ class _Matched(torch.autograd.Function):
 
 
 def check_options(eps: float, kind: str, mass: float, iters: int, tol: float, limit: float | None, scope: str) -> None:
-    """Refuse options out of their range, for whoever takes them before there is a cost."""
+    """Refuse options out of their range, for whoever takes them before there is a cost.
+
+    Raises:
+        BadInput: names the option, its value and its range.
+    """
     if not (eps > 0 and math.isfinite(eps)):
         raise BadInput(f"eps is {eps}; it must be above 0 (papers use 0.01 to 0.1)")
     if kind not in ("balanced", "partial"):

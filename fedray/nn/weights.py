@@ -96,13 +96,13 @@ def _theirs(name: str) -> str:
 
 
 def cast(state: Mapping[str, Tensor], precision: Precision) -> Params:
-    """Floating weights in working precision; layer norms stay fp32, being cheap there and touchy elsewhere."""
+    """Floating weights of any shape in working precision; layer norms stay fp32: cheap there and touchy elsewhere."""
     low = torch.bfloat16 if precision == "bf16" else torch.float32
     return {name: w.detach().to(torch.float32 if ".ln_" in name else low).contiguous() for name, w in state.items()}
 
 
 def digest(arch: Architecture, state: Mapping[str, Tensor], *others: Tensor) -> str:
-    """SHA-256 (hex) of an architecture with its weights."""
+    """SHA-256 (hex) of an architecture with its weights: names, precisions, shapes and values."""
     hasher = hashlib.sha256(arch.to_json().encode())
     for name, weight in [*sorted(state.items()), *(("", other) for other in others)]:
         hasher.update(f"{name}{weight.dtype}{tuple(weight.shape)}".encode())
@@ -146,7 +146,7 @@ def _bounded(path: Path) -> None:
 
 
 def read_embedded(assets: Path) -> tuple[Architecture, Params, Tensor]:
-    """The backbone that comes along, (architecture, weights, vocabulary), checked against its SHA-256.
+    """The backbone that comes along: architecture, weights by name, vocabulary (49408,); its SHA-256 is checked.
 
     Raises:
         Unavailable: they are missing or damaged.
@@ -170,7 +170,7 @@ def read_embedded(assets: Path) -> tuple[Architecture, Params, Tensor]:
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
-    """Write our own safetensors file, whole or not at all; large tensors first, so that all stay aligned.
+    """Write tensors of any shape as our own safetensors file, whole or not at all; large ones first: all stay aligned.
 
     The library's own writer starts the data at any multiple of 8 bytes.
     """
