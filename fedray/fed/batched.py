@@ -1,4 +1,4 @@
-"""Clients of one process trained as one batch: parameters stacked, gradients by ``vmap(grad)``.
+"""Clients of one process trained as one batch: parameters stacked, the forward pass by ``vmap``.
 
     theta (G, ...) <- theta - lr * grad_g sum_i term_i(theta_g; batch_g)       g = 1 .. G, each with its own images
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from fedray.errors import BadInput
 from fedray.fed.client import Visit, World, diverged, factor, lesson, not_finite, visit, without_prompts
@@ -31,6 +31,8 @@ BUDGET = 1 << 30
 """Bytes that a batch of clients may keep for its backward pass on a CPU."""
 
 Fitted = tuple[Result, Params]
+Gradients = dict[str, Tensor | None]
+"""By name; None where no loss depends on the parameter, which then rests."""
 
 
 class _Terms(nn.Module):
@@ -90,8 +92,7 @@ def fit(world: World, jobs: Sequence[Job], privates: Sequence[Params]) -> list[F
         _summed(sums, terms, jobs, lr)
         buffers = [None if m is None else m[:active] for m in momenta]
         world.setup.local.step([leaf[:active] for leaf in leaves], [gradients[n] for n in learnt], buffers, rates)
-        if momenta[0] is None:
-            momenta = buffers
+        momenta = [new if old is None else old for old, new in zip(momenta, buffers, strict=True)]
     fitted = list(_results(world, jobs, visits, stack.params, sums))
     return [fitted[i] for i in np.argsort(order)]
 
@@ -114,7 +115,7 @@ def _stacked(world: World, jobs: Sequence[Job], privates: Sequence[Params]) -> _
 
 def _gradients(
     world: World, jobs: Sequence[Job], visits: Sequence[Visit], stack: _Stack, step: int
-) -> tuple[Params, Params]:
+) -> tuple[Gradients, Params]:
     """Gradients (A, ...) and terms (A,) of the A clients that still train."""
     sizes = np.array([len(v.batches[step]) for v in visits])
     if batching(world.method) == "ragged":
@@ -133,8 +134,11 @@ def _gradients(
     if len(parts) == 1:
         return found[0]
     back = torch.from_numpy(np.argsort(np.concatenate(parts))).to(world.device)
-    gradients, terms = ({n: torch.cat([f[i][n] for f in found])[back] for n in found[0][i]} for i in (0, 1))
-    return gradients, terms
+    gradients: Gradients = {}
+    for name in found[0][0]:
+        some_of_all = [gradient for one, _ in found if (gradient := one[name]) is not None]
+        gradients[name] = torch.cat(some_of_all)[back] if some_of_all else None
+    return gradients, {n: torch.cat([terms[n] for _, terms in found])[back] for n in found[0][1]}
 
 
 @contextmanager
@@ -187,29 +191,35 @@ def _filling(sizes: np.ndarray, device: torch.device) -> _Filling:
     return _Filling(len(sizes), torch.from_numpy(index).to(device), torch.from_numpy(~inside.ravel()).to(device))
 
 
-def _mapped(world: World, stack: _Stack, seen: list[Tensor | Features], y: Tensor) -> tuple[Params, Params]:
-    """Gradients and terms; `seen` are the images, and where the method asks for them those without prompts."""
+def _mapped(world: World, stack: _Stack, seen: list[Tensor | Features], y: Tensor) -> tuple[Gradients, Params]:
+    """Gradients and terms; `seen` are the images, and where the method asks for them those without prompts.
+
+    No client's loss depends on another's parameters: the gradient of their sum is everyone's own. So only the forward
+    pass is mapped, and the backward pass is autograd's plain one: `vmap(grad)` would map that as well, and keep its
+    graph for a second derivative that nobody asks for.
+    """
     module = _Terms(world.method)
 
-    def loss(params: Params, sent: tuple[Params, Params], seen: list[Any], y: Tensor) -> tuple[Tensor, Params]:
+    def forward(params: Params, sent: tuple[Params, Params], seen: list[Any], y: Tensor) -> Params:
         # what all clients were sent is taken as it is, so that a method knows it again and computes on it once
         received, inbox = (
             mine if own else common for mine, common, own in zip(sent, stack[1:3], stack.apart, strict=True)
         )
         x, frozen = seen[0], seen[1] if len(seen) > 1 else None
         given = Given(world.clip, world.setup.task, received, inbox, frozen=frozen)
-        terms = functional_call(module, {f"method.{n}": v for n, v in params.items()}, (given, x, y))
-        return torch.stack(list(terms.values())).sum(), terms
+        terms: Params = functional_call(module, {f"method.{n}": v for n, v in params.items()}, (given, x, y))
+        return terms
 
     images: list[Any] = [
         Features._make([0, None if x.tokens is None else 0]) if isinstance(x, Features) else 0 for x in seen
     ]
     apart = tuple(part if own else {} for part, own in zip(stack[1:3], stack.apart, strict=True))
-    step: Callable[..., tuple[Params, tuple[Tensor, Params]]] = vmap(
-        grad_and_value(loss, has_aux=True), in_dims=(0, 0, images, 0)
-    )
-    gradients, (_, terms) = step(stack.params, apart, seen, y)
-    return gradients, {n: value.detach() for n, value in terms.items()}
+    leaves = {name: stack.params[name].detach().requires_grad_() for name, _ in world.method.named_parameters()}
+    mapped: Callable[..., Params] = vmap(forward, in_dims=(0, 0, images, 0))
+    terms = mapped({**stack.params, **leaves}, apart, seen, y)
+    total = torch.stack(list(terms.values())).sum()
+    gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return dict(zip(leaves, gradients, strict=True)), {n: value.detach() for n, value in terms.items()}
 
 
 def _summed(sums: Params, terms: Params, jobs: Sequence[Job], lr: float) -> None:

@@ -1,6 +1,9 @@
 """Draws depend on their address alone."""
 
+from zlib import crc32
+
 import numpy as np
+import pytest
 import torch
 
 from fedray.fed.seeds import rng, torch_seed
@@ -34,3 +37,10 @@ def test_the_global_states_are_left_alone():
     torch_seed(0, "initial")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], legacy)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**32, 2**63 - 1])
+def test_draws_are_those_of_numpys_seed_sequence(seed):
+    """Results that are published today can be made again by another fedray, or without it."""
+    plain = np.random.default_rng(np.random.SeedSequence([seed, crc32(b"fit"), 2, 4]))
+    assert np.array_equal(rng(seed, "fit", 2, 3).random(4), plain.random(4))
