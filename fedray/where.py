@@ -15,7 +15,6 @@ import tyro
 
 from fedray import console
 from fedray.data.cache import default_cache
-from fedray.data.trees import home
 from fedray.engine.cluster import attached, given
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput, Unavailable
@@ -162,12 +161,12 @@ def reached(at: Where, cells: Sequence[Experiment]) -> Iterator[None]:
         return
     address = given()
     with attached():
-        from fedray.engine.nodes import Share, agree
+        from fedray.engine.nodes import Share, agree, needed
 
         shares = [Share(at.root, "--runs or FEDRAY_RUNS")]
         if at.placement != "inline":  # else a cell stays on the node that computes what it needs
             shares.append(Share(default_cache(), "FEDRAY_CACHE"))
-        nodes = agree(shares, _needed(cells))
+        nodes = agree(shares, needed(cells))
         if address:
             root = at.root.expanduser().resolve()
             if at.json:
@@ -175,10 +174,3 @@ def reached(at: Where, cells: Sequence[Experiment]) -> Iterator[None]:
             else:
                 console.say(f"cluster · {address} · {nodes} · run folders in {root}")
         yield
-
-
-def _needed(cells: Sequence[Experiment]) -> list[str]:
-    """Paths that cells name, or whose data lie there on this node."""
-    sets = {str(folder) for cell in cells if not cell.data.root and (folder := home(cell.data.name, None)).is_dir()}
-    named = {path for cell in cells for path in (cell.data.root, cell.participation.trace) if path}
-    return sorted(sets | named)

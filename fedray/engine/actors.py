@@ -26,7 +26,7 @@ from uuid import uuid4
 import ray
 from ray.exceptions import GetTimeoutError
 
-from fedray.engine import seats, wire
+from fedray.engine import nodes, seats, wire
 from fedray.engine.calls import done, got, waiting
 from fedray.engine.cluster import resources
 from fedray.engine.placement import Placement
@@ -52,7 +52,6 @@ GRACE = 0.2
 PATIENCE = 600.0
 """Seconds that actors may wait for a place; a cluster that scales up needs minutes."""
 
-
 LOST_S = 60.0
 """Seconds without a process after which a host's clients move to another one; what is restarted takes less."""
 
@@ -65,7 +64,7 @@ class Lease(NamedTuple):
 
     key: str  # another one for every opening
     setup: list[ray.ObjectRef[Setup]]  # a reference in a list travels as such; only a host that opens fetches it
-    private: str | None
+    private: tuple[str, str] | None  # folder of the private states, and the word by which it is known
     conduct: Conduct = PLAIN
 
 
@@ -109,8 +108,8 @@ class Host:
     def _open(self, lease: Lease) -> Clients:
         if self.clients is None or self.key != lease.key:
             self.clients = None  # the old ones first: two backbones may not fit
-            setup = ray.get(lease.setup[0])
-            self.clients = Clients(setup, Path(lease.private) if lease.private else None, device())
+            folder = nodes.must_see(*lease.private) if lease.private else None
+            self.clients = Clients(ray.get(lease.setup[0]), folder, device())
             self.key = lease.key
         return self.clients
 
@@ -151,7 +150,8 @@ class RayActors:
             raise ValueError(f"{len(self.placement.hosts)} hosts asked for, {len(self.hosts)} there")
         self._await_place()
         self.changed, self.faults, self.owing = {}, [], {}
-        self.lease = Lease(uuid4().hex, [ray.put(setup)], str(private) if private is not None else None, conduct)
+        kept = (str(private), nodes.mark(private)) if private is not None else None
+        self.lease = Lease(uuid4().hex, [ray.put(setup)], kept, conduct)
 
     def fit(self, jobs: Sequence[Job]) -> Iterator[Result]:
         """Let them train; results in order of completion, one host's at a time.

@@ -11,14 +11,22 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedray.engine.cluster import growth, resources
 from fedray.errors import BadInput, Unavailable
 from fedray.track import files
 
+if TYPE_CHECKING:
+    from fedray.experiment import Experiment
+
 PATIENCE = 60.0
 """Seconds that a node may take to answer: a process is started there."""
+
+
+MARK = ".driver"
+"""File in a run's private folder with the word of whoever drives it."""
 
 
 class Share(NamedTuple):
@@ -82,17 +90,59 @@ def see(words: Sequence[tuple[str, str]], needed: Sequence[str]) -> Seen:
     return Seen(tuple(same), tuple(path for path in needed if not Path(path).expanduser().exists()))
 
 
-def must_see(path: Path) -> None:
-    """Refuse to work on a node that lacks what was made before: it would be made anew, on that node's own disk.
+def mark(folder: Path) -> str:
+    """Leave a new word in a folder, for `must_see` to look for on nodes that come later; returns the word.
+
+    One for each time that somebody goes to work there: an old copy of the folder on a node's own disk has another.
 
     Raises:
-        Unavailable: nothing is at `path`.
+        Unavailable: the folder can't be written.
     """
-    if not path.exists():
+    word = secrets.token_hex(16)
+    with files.writing(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.replace(folder / MARK, word.encode())
+    return word
+
+
+def must_see(place: str | Path, word: str | None = None, patience: float = 5.0) -> Path:
+    """Refuse to work on a node that lacks what was made before: it would be made anew, on that node's own disk.
+
+    Args:
+        place: a folder that all nodes share.
+        word: what `mark` left in it; None: the folder need only be there.
+        patience: seconds for the word to arrive: a file system of the network may remember for a while what was.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        Unavailable: nothing is there, or another folder than the one that was marked.
+    """
+    path, end = Path(place), monotonic() + patience
+    while not (same := path.exists() and (word is None or _word(path) == word)) and word and monotonic() < end:
+        sleep(0.1)
+    if not same:
         import ray
 
-        node = ray.util.get_node_ip_address()
-        raise Unavailable(f"{path} is not there on node {node}; mount the disk that all nodes share there, too")
+        node, wrong = ray.util.get_node_ip_address(), "another folder" if path.exists() else "not there"
+        raise Unavailable(f"{path} is {wrong} on node {node}; mount the disk that all nodes share there, too")
+    return path
+
+
+def _word(folder: Path) -> str:
+    with suppress(OSError):
+        return (folder / MARK).read_text()
+    return ""
+
+
+def needed(cells: Sequence[Experiment]) -> list[str]:
+    """Paths that cells name, or whose data lie there on this node."""
+    from fedray.data.trees import home  # hosts import this file, and have no use for that
+
+    sets = {str(folder) for cell in cells if not cell.data.root and (folder := home(cell.data.name, None)).is_dir()}
+    named = {path for cell in cells for path in (cell.data.root, cell.participation.trace) if path}
+    return sorted(sets | named)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from fedray.engine.calls import first_line, unwrapped
 from fedray.engine.cluster import alone, attached, free_memory
 from fedray.engine.devices import devices
 from fedray.engine.driver import Rounds, Started, claimed, conduct, drive, warned
+from fedray.engine.nodes import Share, agree, needed
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import Unavailable
 from fedray.experiment import Experiment
@@ -49,6 +50,8 @@ def remotely(experiment: Experiment, folder: RunFolder, kind: Kind, actors: int 
     """Place a run on the Ray that this process is attached to, or on a local one of its own."""
     with ExitStack() as stack:
         stack.enter_context(attached())
+        shares = [Share(folder.path.parents[1], "the argument runs"), Share(cache or default_cache(), "FEDRAY_CACHE")]
+        agree(shares, needed([experiment]))
         cpus, gpus, accelerator = devices()
         placement = place(
             kind,

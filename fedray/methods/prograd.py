@@ -116,7 +116,8 @@ class ProGrad(nn.Module):
             return task_loss(logits, y), distil(logits, teacher, tau=self.tau)
 
         # torch.func's gradients and not autograd's: of clients that train as one batch, each has its own
-        (loss, aligned), back = vjp(both, {name: value.detach() for name, value in learnable.items()})
+        found = vjp(both, {name: value.detach() for name, value in learnable.items()})
+        (loss, aligned), back = found[0], found[1]
         one, none = torch.ones_like(loss), torch.zeros_like(aligned)
         (g,), (h,) = back((one, none)), back((none, one))
         bent = [project(g[name], h[name], strength=self.strength) for name in learnable]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,31 @@ def test_a_late_node_without_the_shared_disk_says_so(tmp_path: Path) -> None:
         nodes.must_see(tmp_path / "x")
 
 
+def test_a_late_node_with_another_folder_of_that_name_says_so(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine" / "private", tmp_path / "other" / "private"
+    for folder in (mine, other):
+        folder.mkdir(parents=True)
+    word = nodes.mark(mine)
+    nodes.must_see(mine, word)
+    text = r"{}/private is {} on node [\d.]+; mount the disk that all nodes share there, too"
+    with pytest.raises(Unavailable, match=text.format("other", "another folder")):
+        nodes.must_see(other, word, patience=0)
+    with pytest.raises(Unavailable, match=text.format("gone", "not there")):
+        nodes.must_see(tmp_path / "gone" / "private", word, patience=0)
+    shutil.copytree(mine, other, dirs_exist_ok=True)  # yesterday's copy, on a node's own disk
+    nodes.must_see(other, word)
+    assert nodes.mark(mine) != word
+    with pytest.raises(Unavailable, match="another folder"):
+        nodes.must_see(mine, word, patience=0)
+
+
+def test_a_word_may_arrive_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter(["", "old", "new"])
+    monkeypatch.setattr(nodes, "_word", lambda folder: next(said))
+    nodes.must_see(tmp_path, "new")
+    assert list(said) == []
+
+
 def test_a_run_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
@@ -121,7 +147,7 @@ def test_paths_that_cells_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         Experiment().override(**{"data.name": "eurosat", "data.root": "/mnt/eurosat"}),
         Experiment().override(**{"participation.trace": "there.csv"}),
     ]
-    assert where._needed(cells) == sorted([str(tmp_path / "dtd"), "/mnt/eurosat", "there.csv"])
+    assert nodes.needed(cells) == sorted([str(tmp_path / "dtd"), "/mnt/eurosat", "there.csv"])
 
 
 # ---- two raylets on this machine ----

@@ -17,6 +17,7 @@ import torch
 
 from fedray.build import Built, build
 from fedray.engine import actors, wire
+from fedray.engine import nodes
 from fedray.engine.actors import Host, Lease, RayActors
 from fedray.engine.driver import claimed, drive, open_folder, run
 from fedray.engine.placement import place
@@ -141,7 +142,7 @@ def test_a_new_process_keeps_what_the_checkpoint_before_needs(
     built = build(make(), cache=cache)
     monkeypatch.setattr(ray, "get", lambda setup: setup)
     monkeypatch.setattr(actors, "device", lambda: "cpu")
-    lease = Lease("a", [built.setup], str(tmp_path))  # type: ignore[list-item]
+    lease = Lease("a", [built.setup], (str(tmp_path), nodes.mark(tmp_path)))  # type: ignore[list-item]
     client = built.clients[0]
     host = Host()
     host.fit(lease, wire.pack_jobs([Job(1, client, built.shared)]))
