@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,15 @@ if TYPE_CHECKING:
 
 Scalar: TypeAlias = bool | int | float | str | None
 HOME = Path(__file__).parent / "methods"
+KINDS: dict[str, tuple[type[bool | int | float | str], str]] = {
+    "bool": (bool, "true or false"),
+    "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "str": (str, "text"),
+}
+"""What an option may be, by the name that annotations have for it."""
+MOST = 2**63
+"""Whole numbers stay below, or no tensor could be told of them."""
 
 
 class Card(NamedTuple):
@@ -60,10 +70,11 @@ class Recipe:
         self.name = self.file.stem if self._function is None else self._function.__name__
         self.defaults = signature(self.file, self.name)
         self.per_class = positional(self.file, self.name) > 1
+        said = kinds(self.file, self.name)
         for key, value in options.items():
             if key not in self.defaults:
                 raise BadInput(f"method.{key} is not an option of {self.name}. {did_you_mean(key, self.defaults)}")
-            _check_kind(f"method.{key}", self.defaults[key], value)
+            _check_kind(f"method.{key}", self.defaults[key], said[key], value)
         self.options: dict[str, Scalar] = {**self.defaults, **options}
 
     def build(self, clip: Backbone, task: Task) -> Method:
@@ -126,6 +137,15 @@ def signature(file: Path, name: str) -> dict[str, Scalar]:
     node = _function(file, name)
     pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     return {arg.arg: _default(file, arg.arg, value) for arg, value in pairs}
+
+
+@lru_cache
+def kinds(file: Path, name: str) -> dict[str, frozenset[str]]:
+    """The plain kinds that the annotation of each option names, as "int" and "float"; empty where it names none."""
+    return {
+        arg.arg: frozenset(part.id for part in ast.walk(arg.annotation or arg) if isinstance(part, ast.Name)) & {*KINDS}
+        for arg in _function(file, name).args.kwonlyargs
+    }
 
 
 @lru_cache
@@ -193,17 +213,21 @@ def _locate(name: str) -> Path:
     return known()[name]
 
 
-def _check_kind(where: str, default: Scalar, value: Scalar) -> None:
-    accepted: dict[type, tuple[type, ...]] = {bool: (bool,), int: (int,), float: (int, float), str: (str,)}
-    if default is None or value is None:  # None stands for "the paper's choice": any plain value may replace it
-        ok = isinstance(value, Scalar) and (value is not None or default is None)
-    else:
-        ok = isinstance(value, accepted[type(default)]) and isinstance(value, bool) == isinstance(default, bool)
-    if not ok:
-        kind = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(
-            type(default), "plain"
-        )
-        raise BadInput(f"{where} must be {kind}, got {value!r}")
+def _check_kind(where: str, default: Scalar, said: frozenset[str], value: Scalar) -> None:
+    """Hold a value against the default's kind; where that is None, the paper's choice, against the annotation's."""
+    if value is None and default is None:
+        return
+    wanted = said or frozenset(KINDS) if default is None else {type(default).__name__}
+    fits = {name for name, (kind, _) in KINDS.items() if isinstance(value, kind)}
+    fits -= {"int", "float"} if isinstance(value, bool) else set()
+    fits |= {"float"} if "int" in fits else set()
+    if not fits & wanted:
+        words = " or ".join(text for name, (_, text) in KINDS.items() if name in wanted)
+        raise BadInput(f"{where} must be {words}, got {value!r}")
+    if isinstance(value, int) and not -MOST < value < MOST:
+        raise BadInput(f"{where} must be below 2**63, got {str(value)[:40]}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"{where} must be finite, got {value}")
 
 
 def _import(file: Path, name: str) -> Callable[..., Method]:

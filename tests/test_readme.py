@@ -76,7 +76,8 @@ def test_command_parses(line: str, desk: Path, capsys: pytest.CaptureFixture[str
 def test_setup_commands_are_the_ones_promised() -> None:
     start = "python -m venv .venv && . .venv/bin/activate && pip install -e "
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("python")]
-    assert lines == [f"{start}. && python studies/alpha_sweep.py", f'{start}".[test]" && pytest -n 2']
+    after = [". && fedray demo", ". && python studies/alpha_sweep.py", '".[test]" && pytest -n 2']
+    assert lines == [start + command for command in after]
 
 
 ROW = r"^\| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \| ([\d,]+) \| (\d+) \| ([a-z ]+) \|$"
@@ -127,6 +128,16 @@ def test_what_was_learned_is_used_as_it_stands(desk: Path, capsys: pytest.Captur
     for line in commands():
         if line.split()[1] in ("predict", "words"):
             assert main(shlex.split(line)[1:]) == 0, line
+
+
+def test_every_link_leads_somewhere() -> None:
+    titles = re.findall(r"^#+ (.+)$", README, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    leads = re.findall(r"\]\(([^)]+)\)|src=\"([^\"]+)\"", README)
+    places = [place or picture for place, picture in leads]
+    assert len(places) > 20
+    gone = [p for p in places if (p[1:] not in slugs if p.startswith("#") else not (ROOT / p).is_file())]
+    assert gone == []
 
 
 def test_every_exit_code_is_in_the_table() -> None:

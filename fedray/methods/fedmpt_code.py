@@ -81,6 +81,8 @@ class FedMPTCode(nn.Module):
         joint = clip.arch.joint
         if heads < 1 or joint % heads:
             raise BadInput(f"method.heads is {heads}; it must divide the width of features, {joint}")
+        if latent < 1:
+            raise BadInput(f"method.latent is {latent}; take at least 1")
         self.prompts, self.head, self.weight = prompts, head, weight
         self.attention = nn.MultiheadAttention(joint, heads)
         self.narrow, self.widen = nn.Linear(joint, latent), nn.Linear(latent, clip.arch.vision.width)

@@ -16,9 +16,12 @@ MAKERS: frozenset[Callable[..., Tensor]] = frozenset(
 )
 """What tensors of a wanted size come from. All else makes them of tensors that are there."""
 
+EACH = 4096
+"""Numbers that a tensor counts for beside its own: the module around it takes memory and time, too."""
+
 
 class Allowance(TorchFunctionMode):
-    """Within the block, tensors of `numbers` entries in all can be made, in whatever shapes; each is asked for first.
+    """Within the block, tensors of `numbers` entries in all can be made, in any shapes; each is asked for first.
 
     Args:
         numbers: that may be made.
@@ -38,7 +41,7 @@ class Allowance(TorchFunctionMode):
         given = kwargs or {}
         if func in MAKERS:
             sized = {key: value for key, value in given.items() if key not in ("generator", "out")}
-            self.left -= func(*args, **sized | {"device": "meta"}).numel()
+            self.left -= func(*args, **sized | {"device": "meta"}).numel() + EACH
             if self.left < 0:
                 raise BadInput(
                     f"more than {self.numbers:,} numbers are asked for, a method's options make fewer; "

@@ -3,6 +3,8 @@
 R      cosines of the classes' texts, the k largest of each row, without the diagonal, rows sum to 1
 A      r R + (1 - r) I
 t'     t + A s(A s(A t W1) W2) W3,   s = LeakyReLU(0.2)
+
+Ding et al., "Exploring Structured Semantic Prior for Multi Label Recognition with Incomplete Labels", CVPR 2023.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
     code       C_vn = 1 - cos(z_v, h_n) + beta inner_vn,         logit = s sum_vn T_vn cos(z_v, h_n)
 
 Plans are balanced, entropic and constants for autograd, as all of `transport`. A view is the image as the tower sees it
-beside one set of vision prompts: V views, N prompts, J = M + n tokens of a view.
+beside one set of vision prompts: V views, N prompts, J = M + n tokens of a view. Wang et al., "Tuning Multi-mode
+Token-level Prompt Alignment across Modalities", NeurIPS 2023.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
     score    (softmax_c(global) + softmax_c(local)) / 2
 
 cos0 are cosines of the frozen tower's patches with the hand-written texts; plans are constants for autograd.
-Temperatures are learned as logarithms: plain gradient steps would soon take them below 0.
+Temperatures are learned as logarithms: plain gradient steps would soon take them below 0. Tan et al., "Recover and
+Match: Open-Vocabulary Multi-Label Recognition through Knowledge-Constrained Optimal Transport" (RAM), CVPR 2025.
 """
 
 from __future__ import annotations

@@ -5,7 +5,9 @@
     Adapter  Conv_1(g_1 u_1 + g_3 u_3),   u_k = h_k + softmax(LN_k(h_k) LN(t)' / sqrt(d)) LN(t)
              h_k = gelu(norm(Conv_k x)),   [g_1; g_3] = sigmoid(Conv_3([mean; max] over u_1's and u_3's channels))
 
-The local stream has no MLP and never feeds back. Its class token, which nothing reads, is left out. RAM, CVPR 2025.
+The local stream has no MLP and never feeds back. Its class token, which nothing reads, is left out. Tan et al.,
+"Recover and Match: Open-Vocabulary Multi-Label Recognition through Knowledge-Constrained Optimal Transport" (RAM),
+CVPR 2025.
 """
 
 from __future__ import annotations
@@ -84,13 +86,13 @@ class LocalPath(nn.Module):
         depth: how many layers.
 
     Raises:
-        BadInput: depth out of range.
+        BadInput: n or depth out of range.
     """
 
     def __init__(self, clip: Backbone, *, n: int = 8, depth: int = 3) -> None:
         super().__init__()
         shape = clip.arch.vision
-        _check(depth, shape.layers, "vision")
+        _check(n, depth, shape.layers, "vision")
         self.first = shape.layers - depth
         self.tokens = nn.Parameter(torch.empty(depth, n, shape.width))
         nn.init.normal_(self.tokens, std=STD)
@@ -126,7 +128,7 @@ class TextInsert(nn.Module):
         words: before the class name.
 
     Raises:
-        BadInput: depth out of range.
+        BadInput: n or depth out of range.
     """
 
     words: Tensor  # (f,) ids of the words before the class name
@@ -134,7 +136,7 @@ class TextInsert(nn.Module):
     def __init__(self, clip: Backbone, *, n: int = 4, depth: int = 3, words: str = "a photo of a") -> None:
         super().__init__()
         shape = clip.arch.text
-        _check(depth, shape.layers, "text")
+        _check(n, depth, shape.layers, "text")
         self.first, self.width = shape.layers - depth, shape.width
         self.tokens = nn.Parameter(torch.empty(depth, n, shape.width))
         nn.init.normal_(self.tokens, std=STD)
@@ -179,6 +181,8 @@ def project(tower: VisionTower, x: Tensor, y: Tensor) -> Features:
     return Features(tower.project(x[:, 0]), tower.project(y.to(x.dtype)))
 
 
-def _check(depth: int, layers: int, tower: str) -> None:
+def _check(n: int, depth: int, layers: int, tower: str) -> None:
+    if n < 1:
+        raise BadInput(f"n is {n}; give the {tower} tower at least 1 token")
     if not 1 <= depth <= layers:
         raise BadInput(f"depth is {depth}; the {tower} tower has {layers} layers, take 1 to {layers}")

@@ -74,7 +74,7 @@ class TextContext(nn.Module):
         tokens = torch.empty(prompts, *rows, depth, n, clip.arch.text.width)
         nn.init.normal_(tokens, std=STD)
         if words is not None:
-            ids = torch.tensor(clip.encode(words)[:n])
+            ids = torch.tensor(clip.encode(words)[:n], dtype=torch.long)  # none at all leave the noise
             known = clip.embed(ids.to(clip.logit_scale.device)).cpu()
             tokens[0, ..., 0, n - len(ids) :, :] = 0.0
             tokens[..., 0, n - len(ids) :, :] += known

@@ -5,6 +5,8 @@
 Sinkhorn's alternation: u <- a / K v (partial: min(a / K v, 1)), v <- b / K'u, T = diag(u) K diag(v), K = exp(-C / eps).
 The plan is a constant for autograd. By the envelope theorem d/dC min <T, C> + eps sum T log T = T, so that <T, C> with
 T held fixed has the gradient of the regularised optimum, which is how PLOT, FedOTP and their kin train.
+Cuturi, "Sinkhorn Distances", NeurIPS 2013; with inequalities Li et al., "Global and Local Prompts Cooperation via
+Optimal Transport for Federated Learning" (FedOTP), CVPR 2024.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ Kind: TypeAlias = Literal["balanced", "partial"]
 Scope: TypeAlias = Literal["problem", "batch"]
 
 TOLERANCE, LIMIT = 1e-3, 0.1  # of the marginals, for heads: a plan is finished, is refused
+MOST = 1_000_000  # iterations, whatever a file of strangers says
 CACHE = 2**19  # numbers that are iterated on at once on a CPU: they stay in its last-level cache
 
 
@@ -140,6 +143,8 @@ def check_options(eps: float, kind: str, mass: float, iters: int, tol: float, li
         raise BadInput(f"mass is {mass}, but a balanced plan moves everything; use kind='partial' or mass=1")
     if iters < 1:
         raise BadInput(f"iters is {iters}; it must be at least 1")
+    if iters > MOST:
+        raise BadInput(f"iters is {iters}; it must be at most {MOST}, where an eps that needs more is too small")
     if not 0 < tol < 1:
         raise BadInput(f"tol is {tol}; it must be in (0, 1), a share of the mass")
     if limit is not None and not tol <= limit:

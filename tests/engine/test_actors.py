@@ -16,8 +16,7 @@ import ray
 import torch
 
 from fedray.build import Built, build
-from fedray.engine import actors, wire
-from fedray.engine import nodes
+from fedray.engine import actors, nodes, wire
 from fedray.engine.actors import Host, Lease, RayActors
 from fedray.engine.driver import claimed, drive, open_folder, run
 from fedray.engine.placement import place

@@ -252,6 +252,7 @@ class TestNeverSilentlyWrong:
             ({"kind": "partial", "mass": 1.5}, r"mass is 1.5; it must be in \(0, 1\]"),
             ({"mass": 0.5}, "mass is 0.5, but a balanced plan moves everything; use kind='partial'"),
             ({"iters": 0}, "iters is 0; it must be at least 1"),
+            ({"iters": 10**9}, "iters is 1000000000; it must be at most 1000000, where an eps that needs more is too"),
             ({"tol": 0.0}, r"tol is 0.0; it must be in \(0, 1\)"),
             ({"limit": 1e-9}, "limit is 1e-09; it must be at least tol=0.001"),
             ({"scope": "all"}, "scope is 'all'; choose problem or batch"),
