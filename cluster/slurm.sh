@@ -26,6 +26,7 @@ source "$HOME/fedray-env/bin/activate"      # EDIT: where fedray is installed
 shared=/scratch/$USER/fedray                # EDIT: on a disk that all nodes see
 export FEDRAY_RUNS=$shared/runs FEDRAY_CACHE=$shared/cache FEDRAY_DATA=$shared/data
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+# export FEDRAY_ACCELERATOR=A100 # where nodes differ: clients keep to GPUs of this type (Ray's name for it)
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300 # seconds for all nodes to come; 30 are few on a shared disk
 umask 077
 mkdir -p "$FEDRAY_RUNS" "$FEDRAY_CACHE" "$FEDRAY_DATA"

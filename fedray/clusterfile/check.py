@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from fedray.clusterfile import clouds, kube, launcher, slurm
+from fedray.clusterfile import clouds, kube, launcher, slurm, unseen
 from fedray.clusterfile.marked import Document, Finding, documents, edits
 from fedray.errors import BadInput
 
@@ -18,6 +18,7 @@ class Report(NamedTuple):
     errors: list[Finding]
     notes: list[Finding]
     skipped: list[str]  # checks that could not be made here, and what they need
+    unseen: str  # what only the place itself knows
 
 
 def check(path: Path) -> Report:
@@ -32,7 +33,7 @@ def check(path: Path) -> Report:
     jobs = [document for document in found if document.value.get("kind") == "RayJob"]
     if jobs:
         errors = [finding for document in jobs for finding in kube.rules(document)]
-        return Report("rayjob", _sorted(errors), edits(path), [])
+        return Report("rayjob", _sorted(errors), edits(path), [], unseen.rayjob(jobs[0]))
     first = found[0]
     if "provider" not in first.value:
         raise BadInput(f"{path}:1: has neither a provider (Ray's launcher) nor kind: RayJob; see the files in cluster/")
@@ -47,7 +48,8 @@ def _launcher(path: Path, document: Document) -> Report:
     errors += clouds.shapes(document)
     provider = launcher.cloud(document)
     skipped = [text for text in (clouds.skipped(provider),) if text]
-    return Report(provider, _sorted(errors), _sorted([*launcher.notes(document), *edits(path)]), skipped)
+    remarks = _sorted([*launcher.notes(document), *edits(path)])
+    return Report(provider, _sorted(errors), remarks, skipped, unseen.launched(document))
 
 
 def _slurm(path: Path) -> Report:
@@ -58,7 +60,8 @@ def _slurm(path: Path) -> Report:
         raise BadInput(f"{path} can't be read ({reason}); give a script like cluster/slurm.sh") from None
     if not re.search(r"^#SBATCH", text, re.MULTILINE):
         raise BadInput(f"{path}:1: has no #SBATCH line; give a script like cluster/slurm.sh")
-    return Report("slurm", _sorted([*slurm.syntax(path), *slurm.rules(text)]), edits(path), [])
+    errors = _sorted([*slurm.syntax(path), *slurm.rules(text)])
+    return Report("slurm", errors, edits(path), [], unseen.SLURM)
 
 
 def _sorted(findings: list[Finding]) -> list[Finding]:

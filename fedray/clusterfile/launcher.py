@@ -187,8 +187,24 @@ def _installs(document: Document) -> Iterator[Finding]:
         yield Finding(document.line("setup_commands"), text)
 
 
+def _accelerator(document: Document) -> Iterator[Finding]:
+    """Ray asks AWS what a type's GPUs are called; Google Cloud's types have to say it, or none is ever brought."""
+    if cloud(document) != "gcp":
+        return
+    kinds = [mapping(mapping(kind).get("resources")) for kind in document.mapping("available_node_types").values()]
+    for line, text in settings(document):
+        if (found := re.search(r"FEDRAY_ACCELERATOR=[\"']?([\w-]+)", text)) and not any(
+            f"accelerator_type:{found[1]}" in kind for kind in kinds
+        ):
+            yield Finding(
+                line,
+                f'{found[0]} asks for nodes that no type offers; add "accelerator_type:{found[1]}": 1 to '
+                "the resources of the one that has them",
+            )
+
+
 RULES: tuple[Callable[[Document], Iterator[Finding]], ...] = (
-    _token, _ports, _network, _cost, _provider, _images, _runs, _files, _installs,
+    _token, _ports, _network, _cost, _provider, _images, _runs, _files, _installs, _accelerator,
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def check(files: Sequence[Path], *, json: bool) -> int:
         if json:
             found = {"errors": report.errors, "notes": report.notes}
             rows = {what: [finding._asdict() for finding in findings] for what, findings in found.items()}
-            tell("cluster", file=file, kind=report.kind, **rows, skipped=report.skipped)
+            tell("cluster", file=file, kind=report.kind, **rows, skipped=report.skipped, unseen=report.unseen)
             continue
         for finding in report.errors:
             complain(f"{file}:{finding.line}: {finding.text}")
@@ -51,6 +51,7 @@ def check(files: Sequence[Path], *, json: bool) -> int:
             say(f"note · {file}:{finding.line}: {finding.text}")
         for text in report.skipped:
             say(f"skipped · {file}: {text}")
+        say(f"unseen · {file}: nobody was asked {report.unseen}")
         state = f"{len(report.errors)} to mend" if report.errors else "fine"
         say(f"{file} · {report.kind} · {state}")
     return worst

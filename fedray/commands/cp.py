@@ -9,9 +9,9 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from fedray import shipped
+from fedray.commands.making import made
 from fedray.commands.options import Json
-from fedray.console import say, tell
-from fedray.errors import BadInput, Unavailable, did_you_mean
+from fedray.errors import BadInput, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,8 @@ class Cp:
         """Do it."""
         source = shipped_study(self.study)
         target = self.to / source.name if self.to.is_dir() else self.to
-        if target.exists():
-            raise BadInput(f"{target} is there already; remove it, or name another place")
-        try:
-            target.write_bytes(source.read_bytes())
-        except OSError as error:
-            reason = (error.strerror or "no access").lower()
-            raise Unavailable(f"can't write {target}: {reason}; name another place") from None
-        if self.json:
-            tell("cp", study=source.stem, file=target)
-        else:
-            say(f"saved · {target}")
-            say(f"next · fedray run {target} --smoke")
-        return 0
+        then = f"fedray run {target} --smoke"
+        return made(target, source.read_bytes(), "cp", then, json=self.json, study=source.stem)
 
 
 def shipped_study(name: str) -> Path:

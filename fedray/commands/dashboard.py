@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from fedray import shipped
+from fedray.commands.making import writing
 from fedray.commands.options import Json
 from fedray.console import say, tell
 from fedray.errors import Unavailable
@@ -52,10 +53,7 @@ class Dashboard:
 
 
 def _copied(file: Path, to: Path) -> Path:
-    try:
+    with writing(to / file.name):
         to.mkdir(parents=True, exist_ok=True)
         (to / file.name).write_bytes(file.read_bytes())
-    except OSError as error:
-        reason = (error.strerror or "no access").lower()
-        raise Unavailable(f"can't write {to / file.name}: {reason}; name another place") from None
     return to / file.name

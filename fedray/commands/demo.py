@@ -9,7 +9,6 @@ from pathlib import Path
 from fedray import news
 from fedray.commands import options
 from fedray.commands.options import Json, Runs
-from fedray.commands.run import told
 from fedray.experiment import Experiment
 from fedray.study import resumable
 from fedray.where import Where
@@ -44,17 +43,12 @@ def demo(at: Where) -> int:
         at = replace(at, runs=Path(tempfile.mkdtemp(prefix="fedray-demo-")))
     home = at.root / "demo"
     news.plan(cells, 0, 0, home, "one after the other in this process", json=at.json)
-    folders = []
-    with resumable(f"fedray demo --runs {at.root}"), told(), news.board(cells, json=at.json) as board:
-        from fedray.engine import driver
+    with resumable(f"fedray demo --runs {at.root}"), news.board(cells, json=at.json) as board:
+        from fedray.engine.sweep import sweep
 
-        for i, cell in enumerate(cells):
-            started = driver.run(cell, study="demo", runs=at.root, placement="inline")
-            if started.folder.status["state"] == "done":
-                board(i, cell.rounds, {}, True)
-            for round in started.rounds:
-                board(i, round.round, driver.summary(round), round.round == cell.rounds)
-            folders.append(started.folder)
+        done = sweep(cells, study="demo", runs=at.root, placement="inline", concurrent=1, show=lambda one: board(*one))
+    for cell, reason in done.failed.items():
+        news.failed(cells[cell], reason, done.folders[cell].path)
     following = [f"fedray ls --runs {at.root}", "fedray sweep --method promptfl fedotp --partition.alpha 0.1 10"]
-    news.end(folders, home, following, json=at.json)
-    return 0
+    news.end(done.folders, home, following, json=at.json, failed=len(done.failed))
+    return 3 if done.failed else 0

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 
 from fedray import protocols
+from fedray.commands.making import made
 from fedray.commands.options import Json, Protocol
-from fedray.console import say, tell
-from fedray.errors import BadInput, Unavailable
+from fedray.errors import BadInput
 from fedray.experiment import Experiment, as_dict, flatten
 from fedray.fields import KINDS, leaves
 
@@ -63,19 +63,7 @@ class New:
         else:
             path = Path(f"{self.name}".removesuffix(".yaml") + ".yaml")
             text, then = experiment(self.protocol), f"fedray run --config {path}"
-        if path.exists():
-            raise BadInput(f"{path} is there already; remove it, or take another name")
-        try:
-            path.write_text(text)
-        except OSError as error:
-            reason = (error.strerror or "no access").lower()
-            raise Unavailable(f"can't write {path}: {reason}; take another place") from None
-        if self.json:
-            tell("new", file=path)
-        else:
-            say(f"saved · {path}")
-            say(f"next · {then}")
-        return 0
+        return made(path, text.encode(), "new", then, json=self.json)
 
 
 def method(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from fedray.cli import main
-from fedray.clusterfile import clouds, kube, launcher
+from fedray.clusterfile import clouds, kube, launcher, unseen
 from fedray.clusterfile.check import check
 from fedray.clusterfile.marked import documents
 from fedray.errors import BadInput
@@ -115,6 +115,8 @@ BREAKS = [
     # nodes that could not run a study
     Break("aws.yaml", "pip install --no-cache-dir ~/fedray #", "true #", "no setup command installs fedray",
           "setup_commands:"),
+    Break("gcp.yaml", "    # - --env FEDRAY_ACCELERATOR=L4", "    - --env FEDRAY_ACCELERATOR=L4",
+          "asks for nodes that no type offers"),
     Break("slurm.sh", "srun --ntasks", "mpirun --ntasks", "not started by one srun", "python -u"),
     Break("slurm.sh", ' --min-nodes "$SLURM_JOB_NUM_NODES"', "", "before all nodes are there", "symmetric-run"),
     Break("slurm.sh", "#SBATCH --exclusive\n", "", "#SBATCH --exclusive is missing", "#SBATCH --output"),
@@ -188,6 +190,28 @@ def test_full_price_is_a_note(tmp_path: Path) -> None:
     assert any("gpu_worker pays the full price" in note.text for note in report.notes)
 
 
+def test_one_type_of_gpu_is_named_where_ray_does_not_know_it(tmp_path: Path) -> None:
+    asked = Break("gcp.yaml", "    # - --env FEDRAY_ACCELERATOR=L4", "    - --env FEDRAY_ACCELERATOR=L4", "")
+    file = _changed(asked, tmp_path)
+    text = file.read_text().replace(
+        "    resources: {CPU: 8, GPU: 1} #", "    resources: {GPU: 1, 'accelerator_type:L4': 1} #"
+    )
+    file.write_text(text)
+    assert check(file).errors == []
+
+
+def test_what_nobody_was_asked_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(HOME / "aws.yaml").unseen == (
+        "whether rayproject/ray:2.60.0-py311 and rayproject/ray:2.60.0-py311-gpu, the AMI, groups, subnet and file "
+        "system exist, nor whether quota and spot hold 1 x m6i.xlarge and 8 x g5.xlarge, nor what it costs; ray "
+        "up tells"
+    )
+    for name in SHIPPED:
+        assert main(["cluster", "check", str(HOME / name)]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unseen · ")]
+        assert len(lines) == 1 and ": nobody was asked whether " in lines[0]
+
+
 STUB = """#!/usr/bin/env bash
 if [[ ${0##*/} == scontrol ]]; then printf 'n1\\nn2\\n'; exit; fi
 printf '%s|' "${0##*/}" "$@" >> "$SEEN"; echo >> "$SEEN"
@@ -247,6 +271,8 @@ def test_no_odd_value_anywhere_makes_the_check_itself_fail(name: str, monkeypatc
             told = list(rules(document._replace(value=changed)))
             if name != "kuberay.yaml":
                 told += launcher.notes(document._replace(value=changed))
+            say = unseen.rayjob if name == "kuberay.yaml" else unseen.launched
+            assert say(document._replace(value=changed))
             assert all(finding.line >= 1 and finding.text for finding in told)
 
 
