@@ -28,8 +28,9 @@ from optuna.trial import TrialState
 from fedray.engine import samedata
 from fedray.engine.cluster import attached
 from fedray.engine.placement import Kind
-from fedray.errors import BadInput
+from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
+from fedray.track import files
 from fedray.track.run import runs as folders
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def search(
     Raises:
         BadInput: an unknown path in `space`, a range with values that break a field's rule, no cell, a study of this
             name that had another goal, or data that have changed since a cell was begun.
-        Unavailable: the run root or Ray can't be used.
+        Unavailable: the run root, Ray or the journal of the search can't be used.
     """
     if not cells or trials < 1 or actors < 1:
         raise BadInput(f"cells, trials and actors must be >= 1, got {len(cells)}, {trials} and {actors}")
@@ -148,7 +149,11 @@ def _strategy(
 
 
 def open_study(runs: Path, study: str) -> optuna.Study:
-    """The Optuna study of a search, from its journal."""
+    """The Optuna study of a search, from its journal.
+
+    Raises:
+        Unavailable: the journal is damaged.
+    """
     return _open(runs, study)[1]
 
 
@@ -203,9 +208,16 @@ def _ends(distribution: BaseDistribution) -> Sequence[Any]:
 def _open(runs: Path, study: str, front: bool | None = None) -> tuple[BaseStorage, optuna.Study]:
     optuna.logging.set_verbosity(logging.WARNING)
     runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(runs / f"{study}.journal")))
+    journal = runs / f"{study}.journal"
     goals = [StudyDirection.MAXIMIZE, *([StudyDirection.MINIMIZE] if front else [])]
-    held = optuna.create_study(study_name=study, storage=storage, directions=goals, load_if_exists=True)
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        held = optuna.create_study(study_name=study, storage=storage, directions=goals, load_if_exists=True)
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # whatever JSON it holds
+        raise Unavailable(
+            f"{journal} can't be read ({type(error).__name__}: {files.one_line(error)[:200]}); bring it back, or move "
+            "it away to begin anew (runs that are done are kept)"
+        ) from error
     if front is not None and len(held.directions) != 1 + front:
         goal = "accuracy against bytes" if len(held.directions) > 1 else "accuracy alone"
         raise BadInput(f"search {study} was begun for {goal}; give this one another name")

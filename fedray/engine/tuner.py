@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from ray import tune
 
 from fedray.engine.devices import asked, devices
 from fedray.engine.placement import fraction
 from fedray.engine.trial import Site
+from fedray.errors import BadInput
+from fedray.track import files
 
 RETRIES = 3
 """Times that a trial whose process died is started again; an error that was raised is a result, and not retried."""
@@ -73,10 +78,8 @@ def fit(
     cpus, gpus, accelerator = devices()
     site, count = share(site._replace(accelerator=accelerator if gpus else ""), cpus, gpus, concurrent)
     config.reuse_actors, config.max_concurrent_trials = True, count
-    folder = site.runs / ".tune"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its successor prints even when it is told not to
-    try:
+    with own_folder(site) as folder:
         results = tune.Tuner(
             tune.with_resources(
                 tune.with_parameters(trainable, **bound, site=site), tune.PlacementGroupFactory(bundles(site))
@@ -84,21 +87,62 @@ def fit(
             param_space=dict(space),
             tune_config=config,
             run_config=tune.RunConfig(
-                name=site.study,
-                storage_path=str(folder),
+                name=folder.name,
+                storage_path=str(folder.parent),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # run folders hold the state
                 failure_config=tune.FailureConfig(max_failures=RETRIES),
                 callbacks=[Reporter(show)],
                 verbose=0,
             ),
         ).fit()
-    finally:
-        shutil.rmtree(folder / site.study, ignore_errors=True)  # pickles that nobody shall read
     return [
         (dict(r.config or {}), _died(r.error))
         for r in map(results.__getitem__, range(len(results)))
         if r.error is not None
     ]
+
+
+@contextmanager
+def own_folder(site: Site) -> Iterator[Path]:
+    """A new, empty folder for what Tune writes, gone with this process: it is pickles, which nobody shall read.
+
+    Nothing can be planted in it, since nobody knows its name before; no invocation opens that of another one. Those
+    of processes that were killed are removed.
+
+    Raises:
+        Unavailable: the place can't be written.
+        BadInput: a symlink stands in its place.
+    """
+    home = site.runs / ".tune"
+    with files.writing(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if home.is_symlink():
+            raise BadInput(f"{home} is a symlink, which run folders never follow; move it away")
+        for path in [path for path in home.iterdir() if path.suffix != ".lock"]:
+            with suppress(Timeout), FileLock(_lock(path), timeout=0, mode=0o600):
+                _remove(path)
+        folder = home / f"{site.study}-{secrets.token_hex(8)}"
+        lock = FileLock(_lock(folder), timeout=0, mode=0o600)
+        lock.acquire()
+        folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        lock.release()
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _remove(path: Path) -> None:
+    """A folder with its lock; of what else lies there, the entry alone."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    _lock(path).unlink(missing_ok=True)
 
 
 def _died(error: Exception) -> str:
