@@ -48,8 +48,8 @@ def attend(x: Tensor, qkv: nn.Linear, heads: int, *, causal: bool, fused: bool) 
     """Attention over (R, L, w), heads joined again as (R * L, w): fused, or spelled out.
 
     On the CPU the spelled-out form is faster (backward in bf16 by 2 to 5 times), and in this order of operations rounds
-    as open_clip's inference path for images; for texts the fused form does. Elsewhere fused, but under vmap, which hides
-    from fused kernels that a gradient will be asked for.
+    as open_clip's inference path for images; for texts the fused form does. Elsewhere fused, but under vmap, which
+    hides from fused kernels that a gradient will be asked for.
     """
     rows, length, width = x.shape
     x, split = x.reshape(-1, width), (rows, length, 3, heads, width // heads)
