@@ -6,9 +6,11 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,10 +66,11 @@ def attached(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Ite
         return
     with tempfile.TemporaryDirectory(prefix="fedray-", dir=_short(), ignore_cleanup_errors=True) as place:
         try:
-            if address:
-                ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
-            else:
-                _start(place, num_cpus, num_gpus)
+            with _sigterm_kept():
+                if address:
+                    ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
+                else:
+                    _start(place, num_cpus, num_gpus)
         except Exception as error:  # where a node comes up too slowly, Ray raises that and nothing more special
             ray.shutdown()
             first = " ".join(str(error).split())[:200]
@@ -82,6 +85,21 @@ def attached(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Ite
 
 
 _REMEDY = "start that cluster, unset RAY_ADDRESS for a local Ray, or use --placement inline"
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray's start takes SIGTERM over, to end this process on the spot; whoever handled it before goes on doing so."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as stop:  # it came meanwhile
+        if stop.code == signal.SIGTERM and callable(before):
+            before(signal.SIGTERM, None)
+        raise
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def cpus() -> int:

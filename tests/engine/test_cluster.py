@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -255,3 +256,26 @@ def test_fake_gpus_on_several_nodes(tmp_path: Path, cache: Path, make: object) -
     plain = run(make(rounds=2), runs=tmp_path / "plain", placement="inline", cache=cache)  # type: ignore[operator]
     list(plain.rounds)
     assert out.split() == [plain.folder.digest()]
+
+
+def test_sigterm_stays_with_who_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's start would have it end the process on the spot: no status, no command to go on with."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+
+    def start(place: str, num_cpus: int | None, num_gpus: int | None) -> None:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as ray.init does
+        if len(heard) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # amid the start
+
+    monkeypatch.setattr(room, "_start", start)
+    monkeypatch.setattr(room, "given", lambda: None)
+    try:
+        with attached():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        with pytest.raises(SystemExit), attached():
+            pass
+        assert heard == [signal.SIGTERM, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
