@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,8 +24,8 @@ from fedray.data.sources import Source
 from fedray.errors import BadInput
 from fedray.experiment import Experiment, from_dict
 from fedray.learned import Learned, from_run
-from fedray.nn.heads import PatchSoftmax, Transport
-from fedray.nn.transport import transport
+from fedray.nn import maps
+from fedray.nn.heads import Cosine
 from fedray.report.seen import Attended, Looks, Said
 from fedray.track.names import cell
 from fedray.track.run import GLOBAL, RunFolder
@@ -78,8 +77,8 @@ def looks(folders: Sequence[RunFolder], *, most: int = MOST, cache: Path | None 
     for folder in chosen:
         learned = from_run(folder.path, client)
         found = _attended(learned, _samples(folder, cache), shown, client)
-        if found is None:
-            silent[learned.origin.recipe.name] = "its head says no weight for each patch, so it has no map over them"
+        if isinstance(found, str):
+            silent[learned.origin.recipe.name] = found
         else:
             attended.append(found)
     own = _own(known, chosen, whole, cache) if single else []
@@ -158,31 +157,20 @@ def _forward(learned: Learned, samples: Samples, index: NDArray[Any]) -> Iterato
         yield learned.method(learned.given, x if isinstance(x, Features) else learned.clip.preprocess(x))
 
 
-def _attended(learned: Learned, samples: Samples, index: NDArray[Any], client: int) -> Attended | None:
-    """Mass over patches of each prompt of the images' own classes; None where the head compares no patches."""
-    head: Any = getattr(learned.method, "head", None)
-    if not isinstance(head, Transport | PatchSoftmax) or not len(index):
-        return None
-    out = next(iter(_forward(learned, samples, index)))
+def _attended(learned: Learned, samples: Samples, index: NDArray[Any], client: int) -> Attended | str:
+    """Weights over patches of each prompt of the images' own classes, or why there are none."""
+    if not len(index):
+        return f"client {client} has no test images"
+    x = samples.take(index)
     labels = samples.labels[index] if samples.labels.ndim == 1 else samples.labels[index].argmax(1)
-    if out.image.tokens is None:
-        return None
-    patches = F.normalize(out.image.tokens.float(), dim=-1)  # (B, M, d)
-    texts = F.normalize(out.text.pooled.float(), dim=-1)[:, torch.from_numpy(labels)]  # (N, B, d)
-    close = torch.einsum("bmd,nbd->bmn", patches, texts)
-    mass, kind = _mass(head, close)
-    start = 1 if head.tokens == "all" else 0  # behind the class token
-    mass = mass[:, start : start + learned.clip.arch.patches]
-    name = learned.origin.recipe.name
-    return Attended(name, client, kind, index, labels, _array(mass.transpose(1, 2)))
-
-
-def _mass(head: Transport | PatchSoftmax, close: Tensor) -> tuple[Tensor, str]:
-    """Of cosines (B, M, N) the plan, or the softmax over patches."""
-    if isinstance(head, PatchSoftmax):
-        return (head.sharpness * close).softmax(1), "attention"
-    options = {name: getattr(head, name) for name in ("eps", "kind", "mass", "iters", "tol", "limit")}
-    return transport(1 - close, **options).plan, "transport plan"
+    method: Any = learned.method
+    x = x if isinstance(x, Features) else learned.clip.preprocess(x)
+    found = maps.look(method, learned.given, x, torch.from_numpy(labels).long())
+    if found is None:
+        head = getattr(getattr(method, "student", method), "head", None)
+        texts = " with texts" if isinstance(head, Cosine) else ""
+        return f"compares whole images{texts}, so no patch has a weight of its own"
+    return Attended(learned.origin.recipe.name, client, found.kind, index, labels, _array(found.weights))
 
 
 def _different(index: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:

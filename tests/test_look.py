@@ -46,7 +46,7 @@ def test_plans_hold_the_mass_that_the_method_moves(seen):
     assert (plan.method, plan.mass.shape[:2]) == ("fedotp", (look.SHOWN, 2))
     assert plan.mass.sum((1, 2)) == pytest.approx(0.8, abs=1e-3)
     assert len(set(plan.labels.tolist())) == look.SHOWN
-    assert seen.silent == {"promptfl": "its head says no weight for each patch, so it has no map over them"}
+    assert seen.silent == {"promptfl": "compares whole images with texts, so no patch has a weight of its own"}
 
 
 def test_pictures_are_the_test_images(seen):

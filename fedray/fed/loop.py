@@ -22,6 +22,7 @@ from fedray.fed.checks import BadUpdate as BadUpdate  # part of what a caller of
 from fedray.fed.checks import Checks, Sifted, quorum, sift, told
 from fedray.fed.client import Setup
 from fedray.fed.clients import Clients
+from fedray.fed.drift import drift
 from fedray.fed.participation import PLAIN, Conduct, Fault, Turnout, reachable, recorded, trained, turnout
 from fedray.fed.seeds import rng
 from fedray.fed.server import Accounted, Aggregator
@@ -191,7 +192,7 @@ def cohort_size(clients: int, fraction: float) -> int:
 
 def size(params: Params) -> int:
     """Bytes of a message's tensors."""
-    return sum(value.numel() * value.element_size() for value in params.values())
+    return sum(value.nbytes for value in params.values())
 
 
 def _sittings(views: Sequence[Job], exams: Sequence[str], personal: bool) -> list[Job]:
@@ -214,10 +215,11 @@ def _training(round: int, jobs: Sequence[Job], arrived: Sequence[Result], sifted
     for name in dict.fromkeys(name for r in results for name in r.metrics):
         mean = sum(r.metrics[name] * r.n for r in results) / n
         rows.append(Row(round, GLOBAL, name, mean, n))
-    down = sum(size(job.shared) + size(job.inbox) for job in jobs)
+    weights = {id(part): size(part) for job in jobs for part in (job.shared, job.inbox)}  # most get the same
+    down = sum(weights[id(job.shared)] + weights[id(job.inbox)] for job in jobs)
     rows.append(Row(round, GLOBAL, "comm/down_bytes", float(down), len(jobs)))
     rows.append(Row(round, GLOBAL, "comm/up_bytes", float(sum(size(r.shared) for r in arrived)), len(jobs)))
-    return rows + told(round, sifted)
+    return rows + drift(round, jobs, results) + told(round, sifted)
 
 
 def _spending(round: int, aggregator: Aggregator, state: Params) -> list[Row]:
