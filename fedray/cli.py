@@ -57,6 +57,8 @@ COMMANDS: dict[str, type] = {c.__name__.lower(): c for c in (*FIRST, *WORK, *LOO
 """In the order of a user's day."""
 FIELDS = ("probe", "run", "sweep", "validate")
 """Those that take the fields of an experiment beside their own options."""
+WORDS = (*FIELDS, "resume")
+"""Those that are given the words they have no option for: `resume` says why it can't change a field."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -90,10 +92,10 @@ def dispatch(args: Sequence[str]) -> int:
         if name in FIELDS:
             console.say(handbook())
         return 0
-    if name not in FIELDS:
+    if name not in WORDS:
         _only_options(args)
     command, rest = _tyro(args)
-    if name in FIELDS:
+    if name in WORDS:
         return int(command(rest))
     if rest:
         raise BadInput(f"{rest[0]!r} is not expected here; see fedray {name} --help")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -29,10 +30,11 @@ from fedray.fed.seeds import torch_draws
 from fedray.fed.vault import Vault, digest
 from fedray.method import Method, load, multilabel, parameters, split
 from fedray.nn import backbone
+from fedray.nn.allowance import Allowance
 from fedray.nn.backbone import Backbone
 from fedray.nn.task import build_task
 from fedray.recipe import Recipe
-from fedray.track import files
+from fedray.track import files, whole
 from fedray.track.run import RunFolder
 from fedray.types import GLOBAL, Features, Given, Params, Task, View
 
@@ -183,12 +185,7 @@ def from_run(path: str | Path, client: int | None = None, *, device: str = "cpu"
         Unavailable: the folder, its data set (for the class names), weights or private states are missing or damaged.
     """
     folder = RunFolder.open(Path(path))
-    e = from_dict(folder.config)
-    if e.run_id != folder.run_id:
-        raise BadInput(
-            f"run {folder.run_id} was written with other defaults, or another text of its method's file; read it with "
-            "that version"
-        )
+    e = whole.experiment(folder, from_dict)
     if client is not None and not 0 <= client < e.partition.clients:
         raise BadInput(
             f"client must be in 0..{e.partition.clients - 1}, got {client}; leave it out for the global view"
@@ -213,16 +210,21 @@ class Names(NamedTuple):
     multilabel: bool = False
 
 
-def remade(origin: Origin, words: Names) -> Learned:
+def remade(origin: Origin, words: Names, most: int | None = None) -> Learned:
     """The method as it was before anything was learned, in the global view.
 
+    Args:
+        origin: which method, with which options, on which backbone.
+        words: the classes.
+        most: numbers that the method may be made of; None: as many as its options ask for.
+
     Raises:
-        BadInput: the backbone, the method or the words can't be what they say.
+        BadInput: the backbone, the method or the words can't be what they say, or the method is larger than `most`.
         Unavailable: weights are missing.
     """
     clip = backbone.load(origin.clip.name, origin.clip.weights, precision=origin.clip.precision, seed=origin.seed)
     task = build_task(clip, words.names, words.templates)._replace(multilabel=words.multilabel)
-    with torch_draws(origin.seed, "initial"):
+    with torch_draws(origin.seed, "initial"), nullcontext() if most is None else Allowance(most):
         method = origin.recipe.build(clip, task)
     if words.multilabel:
         multilabel(method, origin.recipe.name)

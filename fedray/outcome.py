@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from fedray.errors import BadInput
 from fedray.report import tables
 from fedray.report.contents import class_names, scored
+from fedray.report.words import title
 from fedray.track.names import cell
 from fedray.track.run import RunFolder
 
@@ -89,8 +92,7 @@ def _sheets(table: pd.DataFrame, metrics: Sequence[str], across: str) -> list[ta
     sheets = []
     for metric in metrics:
         grid = tables.grid(table, metric=metric, columns=across)
-        header = (tables.title(metric), *(f"{across} {title}" for title in grid.header[1:]))
-        sheets.append(grid._replace(header=header))
+        sheets.append(grid._replace(header=(title(metric), *grid.header[1:])))
     return sheets
 
 
@@ -103,7 +105,8 @@ def _figures(done: Sequence[RunFolder], home: Path, more: Sequence[str], x: str 
         alphas = {folder: cell(folder.config).alpha for folder in done}
         for alpha in dict.fromkeys(alphas.values()):
             name = "rounds" if len(set(alphas.values())) == 1 else f"rounds-alpha-{alpha:g}" if alpha else "rounds-iid"
-            drawn[name] = figures.rounds_curve([folder for folder in done if alphas[folder] == alpha])
+            with suppress(BadInput):  # scored once only: no curve
+                drawn[name] = figures.rounds_curve([folder for folder in done if alphas[folder] == alpha])
     x = x or ("alpha" if frame["alpha"].nunique() > 1 else more[0] if more else None)
     if x and x in frame and not set(more) - {x} and pd.api.types.is_numeric_dtype(frame[x]) and frame[x].nunique() > 1:
         for metric in scored(frame):

@@ -34,6 +34,8 @@ KEY = "fedray"
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a backbone's name and its weights' tag look like: nothing that could be a path or an address."""
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+SPARE = 2**26
+"""Numbers that a method may be made of beside four times those in its file, which lacks private ones: 256 MB."""
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -171,7 +173,8 @@ def load_prompts(
             about.seed,
             clip,
         )
-        made = remade(origin, Names(tuple(about.classes), tuple(about.templates), about.multilabel))
+        most = SPARE + 4 * sum(tensor.numel() for tensor in tensors.values())
+        made = remade(origin, Names(tuple(about.classes), tuple(about.templates), about.multilabel), most)
         if made.clip.digest != b.digest:
             raise BadInput(
                 f"its backbone {b.name} has digest {b.digest[:12]}, the one here {made.clip.digest[:12]}; get the "

@@ -3,6 +3,8 @@
 EMBEDDED = Ground({"promptfl": {"local.lr": 0.2}, "fedotp": {"local.lr": 0.1}}, {"rounds": 25})
 REAL = Ground({"promptfl": {}, "fedotp": {}}, protocols.otdpp | {"data.name": "eurosat"})
 cells(o.on, {"split.shots": (2, 4, 8)}, embedded=EMBEDDED, real=REAL)
+
+What two studies or more stand on is said here: `scenes`, `few_scenes`, `elsewhere`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import tyro
 
+from fedray import protocols
 from fedray.errors import BadInput
 from fedray.experiment import Experiment, grid
 from fedray.flags import canonical, scalar
@@ -28,6 +31,13 @@ class Ground(NamedTuple):
 
     methods: Mapping[str, Fields]
     fields: Fields
+
+
+class Grounds(NamedTuple):
+    """The embedded default, and the paper's own."""
+
+    embedded: Ground
+    real: Ground
 
 
 @dataclass(frozen=True)
@@ -75,3 +85,49 @@ def cells(on: Setting, axes: Mapping[str, Sequence[Any]], *, embedded: Ground, r
         start = Experiment().override(**{"method": name, **ground.fields, **ground.methods.get(name, {}), **kept})
         found += grid(start, {**mine, "seed": seeds})
     return found
+
+
+SCENES: Fields = {
+    "data.name": "colourdigits",
+    "partition": "clusters",
+    "local.schedule": "cosine",
+    "local.batch": 16,
+}
+"""Pictures with several labels, a feature cluster for each client: digits in an ink on a paper, 18 classes."""
+FEW_SCENES: Fields = {**SCENES, "partition.clients": 4, "split.shots": 16, "rounds": 8, "evaluate_every": 8}
+"""Few of them, for methods that take long."""
+
+
+def scenes(clients: int | None = None) -> Grounds:
+    """Pictures with several labels, a feature cluster for each client; real: FedMPT's Tables 1 and 2 on VOC2007.
+
+    Args:
+        clients: of the embedded default, where their number is no axis.
+    """
+    words = {"method.words": "a photo of a", "method.n_ctx": 4}  # noise as start costs more rounds than there are
+    learned: dict[str, Fields] = {"promptfl": {"local.lr": 0.02, **words}, "poscoop": {"local.lr": 1.0}}
+    few = {"split.shots": 40, "rounds": 15, "evaluate_every": 15, "local.group": 0}
+    own = {} if clients is None else {"partition.clients": clients}
+    compared = ("promptfl", "maple", "tcp", "fedtpg", "fedpgp", "fedawa", "poscoop", "ram", "fedmpt")
+    return Grounds(
+        Ground({"zeroshot": {"rounds": 1}, **learned}, {**SCENES, **few, **own}),
+        Ground({name: {} for name in compared}, {**protocols.fedmpt, "data.name": "voc2007", "evaluate_every": 100}),
+    )
+
+
+def elsewhere() -> Grounds:
+    """Learned on one data set, asked about images from elsewhere; real: ALIGN's Tables 2 and 3, one client's ImageNet.
+
+    On CLIP each method keeps to its own paper's protocol.
+    """
+    held = {name: {"local.lr": 0.1} for name in ("kgcoop", "promptsrc")}
+    few = {"split.shots": 16, "partition.clients": 5, "partition.alpha": 1.0, "rounds": 10, "evaluate_every": 10}
+    paper = ("zeroshot", "coop", "cocoop", "kgcoop", "maple", "promptsrc", "promptot", "align")
+    alone = {"split.shots": 16, "partition": "iid", "partition.clients": 1, "rounds": 100, "evaluate_every": 100}
+    return Grounds(
+        Ground(
+            {"zeroshot": {"rounds": 1}, "promptfl": {"local.lr": 0.2}, **held},
+            {**few, "local.schedule": "cosine", "local.group": 0},
+        ),
+        Ground({name: Recipe(name).card.protocol for name in paper}, {"data.name": "imagenet", **alone}),
+    )

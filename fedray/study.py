@@ -35,7 +35,7 @@ from fedray.engine.placement import Kind, place
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, grid
 from fedray.flags import one_line
-from fedray.setting import DEFAULT, Fields, Ground, On, Setting, cells
+from fedray.setting import DEFAULT, FEW_SCENES, Fields, Ground, On, Setting, cells, elsewhere, scenes
 from fedray.track import layout
 from fedray.track.run import RunFolder
 from fedray.where import HERE, At, Where, following, mirrored, reached, settled
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from fedray.report.tables import Sheet
 
 __all__ = [
-    "DEFAULT", "HERE", "At", "Failed", "Fields", "Ground", "On", "Setting",
-    "cells", "frame", "grid", "guarded", "main", "publish", "search", "sweep", "transfer",
+    "DEFAULT", "FEW_SCENES", "HERE", "At", "Failed", "Fields", "Ground", "On", "Setting",
+    "cells", "elsewhere", "frame", "grid", "guarded", "main", "publish", "scenes", "search", "sweep", "transfer",
 ]  # fmt: skip
 
 Options = TypeVar("Options")
@@ -141,12 +141,12 @@ def transfer(cells: Sequence[Experiment], at: Where, name: str) -> None:
     if data.empty:
         return
     exams = [c[4:] for c in data if c.startswith("acc_") and c not in tables.METRICS and not c.endswith("_local")]
-    own = [f" without {domain}" if domain else " own" for domain in data["split.leave_out"]]  # sorts first
+    own = [f"without {domain}" if domain else "own" for domain in data["split.leave_out"]]
     parts = [data.assign(asked=own, score=data["acc_global"])]
     parts += [data.assign(asked=exam, score=data[f"acc_{exam}"], n_eval=data[f"n_{exam}"]) for exam in exams]
     table = tables.summary(pd.concat(parts).dropna(subset=["score"]), by=["method", "asked"], metrics=["score"])
-    sheet = tables.grid(table, metric="score", columns="asked")
-    publish(at, name, "transfer", table, sheet._replace(header=tuple(map(str.strip, sheet.header))))
+    sheet = tables.grid(table, metric="score", columns="asked", places=list(dict.fromkeys([*own, *exams])))
+    publish(at, name, "transfer", table, sheet)
 
 
 def sweep(
@@ -177,7 +177,7 @@ def sweep(
     possible(cells, at.placement, None)
     home, actors = at.root / name, at.actors or 1
     paths = [layout.place(at.root, name, cell.run_id) for cell in cells]
-    done = [layout.is_run(path) and RunFolder(path).status["state"] == "done" for path in paths]
+    done = [layout.is_run(path) and RunFolder(path).state == "done" for path in paths]
     news.plan(cells, sum(done), 0, home, _how(at, actors), json=at.json)
     with resumable(again()), reached(at, [] if all(done) else cells), mirrored(at, name) as mirror:
         from fedray.engine import sweep as engine

@@ -40,8 +40,6 @@ def _without(*parts: str) -> tuple[str, study.Fields]:
 RATES = {"otdpp": 0.1, "otdpp_inferred": 0.1, "fedotp": 0.1, "plot": 0.5, "fedrsclip": 0.02, "promptfl": 0.2,
          "fedmpt": 1.0}  # fmt: skip
 SINGLE = {"rounds": 20, "evaluate_every": 20, "local.schedule": "cosine", "local.group": 0}
-SEVERAL = {"data.name": "colourdigits", "partition": "clusters", "partition.clients": 4, "split.shots": 16, "rounds": 8,
-           "evaluate_every": 8, "local.batch": 16, "local.schedule": "cosine"}  # fmt: skip
 WHOLES = {
     "otdpp": Whole({
         "OTDPP": ("otdpp", {}),
@@ -61,7 +59,7 @@ WHOLES = {
         "no adapters, no gate": _without("adapters", "gate"),
         "no transport, no gate": _without("transport", "gate"),
         "conditions alone": _without("transport", "adapters", "gate"),
-    }, SEVERAL, {**protocols.fedmpt, "data.name": "voc2007", "evaluate_every": 100}, "map_global"),
+    }, study.FEW_SCENES, {**protocols.fedmpt, "data.name": "voc2007", "evaluate_every": 100}, "map_global"),
 }  # fmt: skip
 
 

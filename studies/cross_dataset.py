@@ -21,40 +21,10 @@ from dataclasses import dataclass
 
 from fedray import study
 from fedray.experiment import Experiment
-from fedray.recipe import Recipe
 
-PAPER = ("zeroshot", "coop", "cocoop", "kgcoop", "maple", "promptsrc", "promptot", "align")
 OTHERS = (
     "caltech101", "pets", "cars", "flowers102", "food101", "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"
 )  # fmt: skip
-EMBEDDED = study.Ground(
-    {
-        "zeroshot": {"rounds": 1},
-        "promptfl": {"local.lr": 0.2},
-        "kgcoop": {"local.lr": 0.1},
-        "promptsrc": {"local.lr": 0.1},
-    },
-    {
-        "split.shots": 16,
-        "partition.clients": 5,
-        "partition.alpha": 1.0,
-        "rounds": 10,
-        "evaluate_every": 10,
-        "local.schedule": "cosine",
-        "local.group": 0,
-    },
-)
-REAL = study.Ground(
-    {name: Recipe(name).card.protocol for name in PAPER},
-    {
-        "data.name": "imagenet",
-        "split.shots": 16,
-        "partition": "iid",
-        "partition.clients": 1,
-        "rounds": 100,
-        "evaluate_every": 100,
-    },
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +39,7 @@ class Options:
 def cells(o: Options) -> list[Experiment]:
     """Every method, with an exam for each other set; a smoke run asks what it was trained on."""
     asked = o.asked or (OTHERS if o.on.real else ("digits",) if o.on.smoke else ("fashion",))
-    found = study.cells(o.on, {}, embedded=EMBEDDED, real=REAL)
+    found = study.cells(o.on, {}, **study.elsewhere()._asdict())
     return [cell.override(exams=",".join(asked)) for cell in found]
 
 

@@ -23,37 +23,7 @@ from dataclasses import dataclass
 
 from fedray import study
 from fedray.experiment import Experiment
-from fedray.recipe import Recipe
 
-PAPER = ("zeroshot", "coop", "cocoop", "kgcoop", "maple", "promptsrc", "promptot", "align")
-EMBEDDED = study.Ground(
-    {
-        "zeroshot": {"rounds": 1},
-        "promptfl": {"local.lr": 0.2},
-        "kgcoop": {"local.lr": 0.1},
-        "promptsrc": {"local.lr": 0.1},
-    },
-    {
-        "split.shots": 16,
-        "partition.clients": 5,
-        "partition.alpha": 1.0,
-        "rounds": 10,
-        "evaluate_every": 10,
-        "local.schedule": "cosine",
-        "local.group": 0,
-    },
-)
-REAL = study.Ground(
-    {name: Recipe(name).card.protocol for name in PAPER},
-    {
-        "data.name": "imagenet",
-        "split.shots": 16,
-        "partition": "iid",
-        "partition.clients": 1,
-        "rounds": 100,
-        "evaluate_every": 100,
-    },
-)
 SHIFTS = ("inverted", "rotated", "noisy", "coarse")
 VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
@@ -72,7 +42,7 @@ def cells(o: Options) -> list[Experiment]:
     """Every method, with an exam for each shift, or for the domain that it did not see."""
     shifts = o.shifts or (() if o.domains else VARIANTS if o.on.real and not o.on.smoke else SHIFTS)
     axes = {"split.leave_out": o.domains} if o.domains else {}
-    return [c.override(exams=",".join(shifts)) for c in study.cells(o.on, axes, embedded=EMBEDDED, real=REAL)]
+    return [c.override(exams=",".join(shifts)) for c in study.cells(o.on, axes, **study.elsewhere()._asdict())]
 
 
 def main(o: Options) -> int:

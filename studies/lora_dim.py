@@ -25,16 +25,7 @@ from fedray.experiment import Experiment
 
 EMBEDDED = study.Ground(
     {"fedmpt": {"local.lr": 1.0}, "fedpgp": {"local.lr": 0.02, "method.words": "a photo of a", "method.n_ctx": 4}},
-    {
-        "data.name": "colourdigits",
-        "partition": "clusters",
-        "partition.clients": 4,
-        "split.shots": 16,
-        "rounds": 8,
-        "evaluate_every": 8,
-        "local.schedule": "cosine",
-        "local.batch": 16,
-    },
+    study.FEW_SCENES,
 )
 REAL = study.Ground({"fedmpt": {}, "fedpgp": {}}, {**protocols.fedmpt, "data.name": "voc2007", "evaluate_every": 100})
 

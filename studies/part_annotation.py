@@ -20,32 +20,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from fedray import protocols, study
+from fedray import study
 from fedray.experiment import Experiment
-
-WORDS = {"method.words": "a photo of a", "method.n_ctx": 4}  # noise as start costs more rounds than there are
-EMBEDDED = study.Ground(
-    {
-        "zeroshot": {"rounds": 1},
-        "promptfl": {"local.lr": 0.02, **WORDS},
-        "poscoop": {"local.lr": 1.0},
-    },
-    {
-        "data.name": "colourdigits",
-        "partition": "clusters",
-        "partition.clients": 6,
-        "split.shots": 40,
-        "rounds": 15,
-        "evaluate_every": 15,
-        "local.schedule": "cosine",
-        "local.batch": 16,
-        "local.group": 0,
-    },
-)
-REAL = study.Ground(
-    {name: {} for name in ("promptfl", "maple", "tcp", "fedtpg", "fedpgp", "fedawa", "poscoop", "ram", "fedmpt")},
-    {**protocols.fedmpt, "data.name": "voc2007", "evaluate_every": 100},
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +36,7 @@ class Options:
 def cells(o: Options) -> list[Experiment]:
     """Every method at every mask."""
     masks = o.masks or ((0.1, 0.3, 0.5, 0.7, 0.9) if o.on.real else (0.1, 0.5, 0.9))
-    return study.cells(o.on, {"split.mask": masks}, embedded=EMBEDDED, real=REAL)
+    return study.cells(o.on, {"split.mask": masks}, **study.scenes(clients=6)._asdict())
 
 
 def main(o: Options) -> int:

@@ -22,13 +22,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedray import study
 from fedray.console import say
 from fedray.experiment import Experiment
-from fedray.track.run import GLOBAL, RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +54,6 @@ class Options:
     sampling: Literal["fixed", "poisson"] = "poisson"
     lr: float = 0.1
     n_ctx: int = 4
-    figure: Path | None = None  # a further PDF; the PNG and the CSV get its name
     smoke: bool = False  # 1 method, 1 epsilon, 1 seed, 2 rounds, 10 clients
     at: study.At = study.HERE
 
@@ -105,84 +102,29 @@ def cells(o: Options) -> list[Experiment]:
     ]
 
 
-def scored(o: Options, grid: list[Experiment]) -> pd.DataFrame:
-    """Mean and std over seeds of each method's own score, by method, server and noise; and what was spent."""
-    from fedray.report import tables
-
-    home = o.at.root / "privacy"
-    folders = {cell.run_id: RunFolder.open(home / cell.run_id) for cell in grid if (home / cell.run_id).exists()}
-    frame = tables.cells(list(folders.values()), fields=["server.kind", "server.noise"])
-    own = frame["method"].map(lambda name: SCORES.get(name, "acc_global"))
-    frame["score"] = [row[column] for (_, row), column in zip(frame.iterrows(), own, strict=True)]
-    spent = {name: _last(folder, "dp/epsilon") for name, folder in folders.items()}
-    frame["epsilon"] = [round(spent[run], 2) for run in frame["run"]]
-    frame["server"] = [
-        _named(kind, sigma) for kind, sigma in zip(frame["server.kind"], frame["server.noise"], strict=True)
-    ]
-    frame.loc[frame["server"] != "private", "epsilon"] = float("nan")
-    by = ["method", "server", "epsilon", "server.noise"]
-    return tables.summary(frame, by=by, metrics=["score"]).sort_values(["method", "epsilon"], ignore_index=True)
-
-
-def _last(folder: RunFolder, metric: str) -> float:
-    values = [(r, value) for r, _, name, value, _ in folder.records(client=GLOBAL) if name == metric]
-    return max(values)[1] if values else float("nan")
-
-
-def _named(kind: str, sigma: float) -> str:
-    return "no privacy" if kind == "fedavg" else "cut" if sigma == SILENT else "private"
-
-
-def printed(o: Options, data: pd.DataFrame) -> list[Path]:
-    """The table, on the console and in the study's folder."""
-    from rich.console import Console
-
-    from fedray.report import tables
-
-    data = data.copy()
-    private = data["server"] == "private"
-    levels = [f"eps {e:g}" if p else s for e, s, p in zip(data["epsilon"], data["server"], private, strict=True)]
-    order = [*dict.fromkeys(level for level, p in zip(levels, private, strict=True) if p), "cut", "no privacy"]
-    data["level"] = [f"{order.index(level)}. {level}" for level in levels]
-    sheet = tables.grid(data, metric="score", columns="level")
-    sheet = sheet._replace(header=tuple(title.split(". ", 1)[-1] for title in sheet.header))
-    tables.show(sheet, Console(markup=False, highlight=False))
-    for sigma, e in sorted({(row["server.noise"], row["epsilon"]) for _, row in data[private].iterrows()}):
-        say(f"epsilon {e:g} at delta {o.delta:g} · noise {sigma:g} of clip {o.clip:g}, {o.rounds} rounds")
-    return tables.save(data, sheet, o.at.root / "privacy" / "tables", "epsilon")
-
-
-def drawn(o: Options, data: pd.DataFrame) -> list[Path]:
-    """Accuracy against epsilon; dotted, the same without privacy."""
-    from fedray.report import figures
-    from fedray.report.panels import panels
-
-    drawing = panels(
-        data[data["server"] != "no privacy"],
-        x="epsilon",
-        score="score",
-        line="method",
-        titles=(f"$\\varepsilon$ at $\\delta$ = {o.delta:g}", "Accuracy (%)"),
-        log=True,
-        note=f"{o.clients} clients, mean ± std over {len(o.seeds)} seeds, n = {int(data['n_eval'].min())}; "
-        "dotted: cut, without noise",
-    )
-    saved = figures.save(drawing, o.at.root / "privacy" / "figures", "epsilon")
-    if o.figure:
-        saved += figures.save(drawing, o.figure.parent, o.figure.stem, dpi=200)
-    return saved
-
-
 def main(o: Options) -> int:
     """Sweep, tell, draw; returns the exit code."""
     if o.smoke:
         o = replace(o, methods=("promptfl",), epsilons=(8.0,), seeds=(1,), rounds=2, clients=10)
     grid = cells(o)
     code = study.sweep(grid, o.at, name="privacy", axes=["method", "server.kind", "server.noise", "seed"])
-    data = scored(o, grid)
-    for path in [*printed(o, data), *drawn(o, data)]:
-        say(f"saved · {path}")
+    if "epsilon" in (frame := study.frame(grid, o.at, "privacy", ["server.kind", "server.noise"])):
+        shown(o, frame)
     return code
+
+
+def shown(o: Options, frame: pd.DataFrame) -> None:
+    """Each method's own score by epsilon, as a table and a figure, and the noise that it took."""
+    from fedray.report import harm
+
+    own = frame["method"].map(lambda name: SCORES.get(name, "acc_global"))
+    frame = frame.assign(score=[row[column] for (_, row), column in zip(frame.iterrows(), own, strict=True)])
+    data, sheet = harm.budgets(frame, score="score")
+    note = f"{o.clients} clients, $\\delta$ = {o.delta:g}"
+    study.publish(o.at, "privacy", "epsilon", data, sheet, harm.private(frame, score="score", note=note))
+    noisy = frame[frame["server.noise"].astype(float) > SILENT]
+    for sigma, e in () if o.at.json else noisy.groupby("server.noise")["epsilon"].max().items():
+        say(f"epsilon {e:.2f} at delta {o.delta:g} · noise {sigma:g} of clip {o.clip:g}, {o.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ Expected    the mean breaks under sign flips; some robust rule stays within 5 po
 
     python studies/robustness.py
     python studies/robustness.py --attacks sign_flip --shares 0.1 0.2 0.3 0.4 --seeds 1 2 3
-    python studies/robustness.py --figure robustness.pdf
 
 Rules are set for two of ten (f 2, trimmed 0.2), whatever the share is: a server does not know it. All clients count
 alike, with the mean too. Stop it whenever you like: the same command goes on where it stopped.
@@ -22,7 +21,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedray import study
@@ -39,13 +37,6 @@ RULES: dict[str, dict[str, Any]] = {
     "krum": {"server.f": 2},
     "multikrum": {"server.f": 2},
     "clipped": {},
-}
-TITLES = {
-    "none": "no attack",
-    "sign_flip": "sign flip, 10 x",
-    "gaussian": "Gaussian, 10 x",
-    "label_flip": "label flip",
-    "alie": "ALIE",
 }
 FIELDS = ("server.kind", "attack.kind", "attack.share")
 SCORES = {"promptfl": "acc_global", "fedotp": "acc_local"}
@@ -67,7 +58,6 @@ class Options:
     shots: int = 32  # training images per class, over all clients
     alpha: float = 1.0
     lr: float = 0.1
-    figure: Path | None = None  # a further PDF; the PNG and the CSV get its name
     smoke: bool = False  # 1 method, 2 rules, 1 attack, 1 seed, 2 rounds
     at: study.At = study.HERE
 
@@ -99,64 +89,27 @@ def cells(o: Options) -> list[Experiment]:
 
 
 def scored(o: Options, grid: list[Experiment]) -> pd.DataFrame:
-    """Mean and std over seeds of each method's own score: by method, rule, attack and share."""
-    from fedray.report import tables
-
+    """The finished cells, with each method's own score in a column of its own."""
     frame = study.frame(grid, o.at, "robustness", FIELDS)
     own = frame["method"].map(lambda name: SCORES.get(name, "acc_global"))
-    frame["score"] = [row[column] for (_, row), column in zip(frame.iterrows(), own, strict=True)]
-    return tables.summary(frame, by=["method", *FIELDS], metrics=["score"])
+    return frame.assign(score=[row[column] for (_, row), column in zip(frame.iterrows(), own, strict=True)])
 
 
-def printed(o: Options, data: pd.DataFrame) -> list[Path]:
-    """The table at one share, a sheet per method, on the console and in the study's folder."""
-    from rich.console import Console
+def shown(o: Options, frame: pd.DataFrame) -> None:
+    """A table for each method at one share, what its best rule loses, and the figure of all shares."""
+    from fedray.report import harm
+    from fedray.report.words import told
 
-    from fedray.report import tables
-
-    into, saved = o.at.root / "robustness" / "tables", []
-    wanted = data[data["attack.share"].isin([0.0, o.table])]
     for method in o.methods:
-        part = wanted[wanted["method"] == method].copy()
-        part["attack"] = part["attack.kind"].map(TITLES)
-        sheet = tables.grid(part, metric="score", rows="server.kind", columns="attack")
-        sheet = sheet._replace(header=(f"{method}, {o.table:.0%} attack", *sheet.header[1:]))
-        tables.show(sheet, Console(markup=False, highlight=False))
-        saved += tables.save(part, sheet, into, f"attacked-{method}")
-        best = part.groupby("attack.kind")["score"].max()
-        for attack in o.attacks:
-            if attack in best and "none" in best:
-                clean = part[(part["server.kind"] == "fedavg") & (part["attack.kind"] == "none")]["score"]
-                lost = float(clean.iloc[0] - best[attack]) if len(clean) else float("nan")
-                say(f"{method} · {TITLES[attack]}: best rule {-lost:+.1f} points against the mean of honest clients")
-    return saved
-
-
-def drawn(o: Options, data: pd.DataFrame) -> list[Path]:
-    """Accuracy against the share: attacks side by side, methods below each other."""
-    import pandas as pd
-
-    from fedray.report import figures
-    from fedray.report.panels import panels
-
-    order = {name: place for place, name in enumerate([*o.methods, *o.rules])}
-    data = data.sort_values(["method", "server.kind"], key=lambda names: names.map(order), kind="stable")
-    honest = data[data["attack.kind"] == "none"]
-    parts = [pd.concat([honest, data[data["attack.kind"] == a]]).assign(attack=TITLES[a]) for a in o.attacks]
-    drawing = panels(
-        pd.concat(parts).rename(columns={"server.kind": "rule"}),
-        x="attack.share",
-        score="score",
-        line="rule",
-        column="attack",
-        row="method",
-        titles=("Share of attackers", "Accuracy (%)"),
-        note=f"{o.clients} clients, mean ± std over {len(o.seeds)} seeds, n = {int(data['n_eval'].min())} test images",
-    )
-    saved = figures.save(drawing, o.at.root / "robustness" / "figures", "robustness")
-    if o.figure:
-        saved += figures.save(drawing, o.figure.parent, o.figure.stem, dpi=200)
-    return saved
+        data, sheet = harm.rules(frame, score="score", method=method, share=o.table)
+        study.publish(o.at, "robustness", f"attacked-{method}", data, sheet)
+        clean = data[(data["server.kind"] == "fedavg") & (data["attack.kind"] == harm.HONEST)]["score"]
+        best = data.groupby("attack.kind")["score"].max()
+        for attack in o.attacks if len(clean) and not o.at.json else ():
+            gap = best[attack] - clean.iloc[0]
+            say(f"{method} · {told('attack.kind', attack)}: best rule {gap:+.1f} points against the honest mean")
+    drawing = harm.attacked(frame, score="score", note=f"{o.clients} clients")
+    study.publish(o.at, "robustness", "robustness", drawing.data, drawing=drawing)
 
 
 def main(o: Options) -> int:
@@ -166,9 +119,8 @@ def main(o: Options) -> int:
         o = replace(o, seeds=(1,), rounds=2, **few)
     grid = cells(o)
     code = study.sweep(grid, o.at, name="robustness", axes=["method", *FIELDS, "seed"])
-    data = scored(o, grid)
-    for path in [*printed(o, data), *drawn(o, data)]:
-        say(f"saved · {path}")
+    if len(frame := scored(o, grid)):
+        shown(o, frame)
     return code
 
 

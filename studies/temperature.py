@@ -49,19 +49,7 @@ KINDS = {
     "tau": Kind(
         "method.tau",
         (1.0, 2.0, 4.0, 10.0, 20.0),
-        study.Ground(
-            {"fedmpt": {"local.lr": 1.0}},
-            {
-                "data.name": "colourdigits",
-                "partition": "clusters",
-                "partition.clients": 4,
-                "split.shots": 16,
-                "rounds": 8,
-                "evaluate_every": 8,
-                "local.schedule": "cosine",
-                "local.batch": 16,
-            },
-        ),
+        study.Ground({"fedmpt": {"local.lr": 1.0}}, study.FEW_SCENES),
         study.Ground({"fedmpt": {}}, {**protocols.fedmpt, "data.name": "voc2007", "evaluate_every": 100}),
     ),
 }

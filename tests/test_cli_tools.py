@@ -22,6 +22,7 @@ from fedray import shipped
 from fedray.cli import COMMANDS, FIELDS, main
 from fedray.experiment import Experiment
 from fedray.flags import resolve
+from fedray.track import status
 from fedray.track.run import RunFolder, runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,8 +139,7 @@ def test_status_of_a_study_and_of_a_run(fedray, root: Path) -> None:
 
 def test_status_tells_a_run_at_work_from_one_that_was_killed(fedray, root: Path) -> None:
     folder = runs(root)[0]
-    status = json.loads((folder.path / "status.json").read_text())
-    (folder.path / "status.json").write_text(json.dumps(status | {"state": "running", "rounds": 12}))
+    status.write(folder.path, folder.status, state="running", rounds=12)
     out = fedray("status", folder.run_id)[1]
     assert re.search(r" stopped +2/12 ", out)
     assert f"next · fedray resume {folder.path}\n" in out
@@ -169,8 +169,7 @@ def test_logs_are_the_last_rounds_and_what_went_wrong(fedray, root: Path) -> Non
 
 def test_logs_follow_until_nobody_is_at_work(fedray, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = runs(root)[0]
-    status = json.loads((folder.path / "status.json").read_text())
-    (folder.path / "status.json").write_text(json.dumps(status | {"state": "running"}))
+    status.write(folder.path, folder.status, state="running")
     lock = FileLock(folder.path / ".lock")
     lock.acquire()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,46 @@ def test_a_forged_file_is_refused_and_runs_nothing(changes: dict[str, Any], text
     with pytest.raises(BadInput, match=text) as error:
         load_prompts(file)
     assert "\n" not in str(error.value)
+
+
+def peak() -> int:
+    """Most memory that this process had at once, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("plot", {"prompts": 10**6, "n_ctx": 12}),
+        ("align", {"views": 10**9, "coupling": "none"}),
+        ("fedpgp", {"rank": 10**9}),
+        ("vpt", {"n_vision": 2**62}),
+    ],
+)
+def test_a_forged_file_takes_no_memory_that_its_size_does_not_ask_for(
+    method: str, options: dict[str, Any], file: Path
+) -> None:
+    forged(file, method=method, options=options)
+    before = peak()
+    with pytest.raises(BadInput, match=r"more than 67,.* numbers are asked for, a method's options make|can't be made"):
+        load_prompts(file)
+    assert peak() - before < 400
+
+
+@pytest.mark.parametrize("name", recipe.known())
+def test_no_huge_number_in_a_file_is_more_than_one_line(name: str, tmp_path: Path) -> None:
+    """Of any option that takes one: the file is refused, or, where it sizes nothing, read."""
+    file = tmp_path / "a"
+    keep(made(name, 1), file)
+    before = peak()
+    for key, kinds in recipe.kinds(recipe.known()[name], name).items():
+        for huge in (10**9, 2**63 - 1) if "int" in kinds else ():
+            forged(file, options={key: huge})
+            try:
+                load_prompts(file)
+            except BadInput as error:
+                assert "\n" not in str(error)
+    assert peak() - before < 400
 
 
 @pytest.mark.parametrize("changes", [{"more": 1}, {"round": "x"}, {"seed": None}])

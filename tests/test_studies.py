@@ -128,6 +128,28 @@ def test_base_to_new_prints_the_harmonic_mean(tmp_path: Path) -> None:
     assert row["h"] == pytest.approx(2 * base * new / (base + new))
 
 
+def test_robustness_prints_what_each_rule_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("robustness")
+    assert module.main(module.Options(smoke=True, at=here(tmp_path))) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"promptfl, 20% attack +no attack \(n=719\) +sign flip \(n=719\)\nmean +\d", told)
+    assert re.search(r"promptfl · sign flip: best rule [+-]\d+\.\d points against the honest mean", told)
+    drawn = pd.read_csv(tmp_path / "robustness" / "figures" / "robustness.csv")
+    assert sorted(zip(drawn["rule"], drawn["attack.share"], strict=True)) == [
+        ("mean", 0.0), ("mean", 0.2), ("median", 0.0), ("median", 0.2),
+    ]  # fmt: skip
+
+
+def test_privacy_prints_the_score_of_each_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dp_accounting")
+    module = load("privacy")
+    assert module.main(module.Options(smoke=True, at=here(tmp_path))) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"Method +epsilon 8 \(n=719\) +cut, no noise \(n=719\) +no privacy \(n=719\)\npromptfl +\d", told)
+    assert re.search(r"epsilon [78]\.\d\d at delta 1e-05 · noise ", told)
+    assert (tmp_path / "privacy" / "figures" / "epsilon.png").is_file()
+
+
 def test_a_domain_that_is_left_out_has_a_column_of_its_own(tmp_path: Path) -> None:
     module = load("domain_shift")
     on = replace(DEFAULT, real=True, methods=("promptfl",), data="pacs")

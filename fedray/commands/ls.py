@@ -13,6 +13,7 @@ from fedray import console, recipe, shipped
 from fedray.commands import options
 from fedray.commands.options import Json, Runs
 from fedray.data import sources
+from fedray.track import status
 from fedray.track.run import runs
 
 What: TypeAlias = Literal["runs", "studies", "methods", "data"]
@@ -50,10 +51,11 @@ def ls(what: What, root: Path, *, json: bool) -> int:
 def _runs(root: Path) -> tuple[Sequence[str], list[list[Any]]]:
     rows = []
     for folder in runs(root):
-        status = folder.status
-        progress = f"{status.get('round', 0)}/{status.get('rounds') or '?'}"
-        what = str(status.get("error", ""))
-        rows.append([folder.study, folder.run_id, status["state"], progress, str(status.get("updated"))[:19], what])
+        told = status.told(folder.path)
+        if told.state == "damaged":
+            console.complain(told.error, kind="warning")
+        progress = f"{told.round}/{told.rounds or '?'}"
+        rows.append([folder.study, folder.run_id, told.state, progress, told.updated[:19], told.error])
     return ("study", "run", "state", "round", "updated (UTC)", "error"), rows
 
 
@@ -62,7 +64,7 @@ def _studies(root: Path) -> tuple[Sequence[str], list[list[Any]]]:
     known = shipped.studies()
     found: dict[str, list[str]] = {}
     for folder in runs(root):
-        found.setdefault(folder.study, []).append(folder.status["state"])
+        found.setdefault(folder.study, []).append(folder.state)
     found |= {name: [] for name in known if name not in found}
     rows: list[list[Any]] = [
         [

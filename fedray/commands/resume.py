@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -13,7 +15,11 @@ from fedray.commands.found import find
 from fedray.commands.options import Actors, Address, Copy, Json, Placed, Runs, Store
 from fedray.commands.run import run
 from fedray.errors import BadInput
-from fedray.experiment import from_dict
+from fedray.experiment import as_dict, from_dict
+from fedray.flags import parse
+from fedray.recipe import Scalar
+from fedray.track import whole
+from fedray.track.names import differences
 from fedray.where import Where
 
 
@@ -33,22 +39,27 @@ class Resume:
     copy: Copy = None
     json: Json = False
 
-    def __call__(self) -> int:
-        """Do it."""
-        return resume(self.run, options.place(self))
+    def __call__(self, words: Sequence[str] = ()) -> int:
+        """Do it; `words` that set a field to another value are refused."""
+        return resume(self.run, options.place(self), parse(words, options.names(self)))
 
 
-def resume(name: str, at: Where) -> int:
+def resume(name: str, at: Where, fields: Mapping[str, Sequence[Scalar]] = MappingProxyType({})) -> int:
     """Continue a run that was cut short, named by path, id, or the beginning of its id.
 
     Raises:
-        BadInput: nothing, or more than one run, has that name; or its method's file is gone.
+        BadInput: nothing, or more than one run, has that name; its method's file is gone; its configuration was edited
+            by hand; or `fields` would change it.
     """
     folder = find(name, at.root)
     file = str(dict(folder.config.get("method") or {}).get("name", ""))
     if file.endswith(".py") and not Path(file).is_file():
         raise BadInput(f"run {folder.run_id} needs its method's file {file}, which is gone; put it back there")
-    experiment = from_dict(folder.config)
-    if experiment.run_id != folder.run_id:
-        raise BadInput(f"run {folder.run_id} was written by a fedray with other defaults; resume it with that version")
+    experiment = whole.experiment(folder, from_dict)
+    if extra := next((path for path, values in fields.items() if len(values) > 1), None):
+        raise BadInput(f"{extra} takes one value, got {len(fields[extra])}; resume goes on with the run's own")
+    wanted = experiment.override(**{path: values[0] for path, values in fields.items()})
+    old, new = as_dict(experiment), as_dict(wanted)
+    if different := differences(old, new):
+        raise BadInput(whole.refused(folder.path, different, old, new))
     return run(experiment, replace(at, runs=folder.path.parent.parent), folder.study)

@@ -20,7 +20,7 @@ from fedray.experiment import Experiment, as_dict, flatten, from_dict
 from fedray.fields import show_config
 from fedray.flags import Request, parse, resolve
 from fedray.study import Failed, possible, resumable
-from fedray.track import checkpoint
+from fedray.track import checkpoint, whole
 from fedray.track.run import RunFolder
 from fedray.where import Where, following, mirrored, reached
 
@@ -124,7 +124,7 @@ def forked(name: str, round: int | None, words: Sequence[str], options: Iterable
     flags = parse(words, options)
     if extra := next((path for path, values in flags.items() if len(values) > 1), None):
         raise BadInput(f"{extra} takes one value, got {len(flags[extra])}; fork once for each")
-    base = from_dict(source.config)
+    base = whole.experiment(source, from_dict)
     point = {"forked_from": f"{source.study}/{source.run_id}@{kept[0] if round is None else round}"}
     changed = base.override(**{path: values[0] for path, values in flags.items()}, **point)
     where = dict.fromkeys(flatten(as_dict(changed)), f"run {source.run_id}") | {p: f"--{p}" for p in flags}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
-from filelock import FileLock, Timeout
 from tyro.conf import Positional, arg
 
 from fedray.commands import options
@@ -14,6 +13,7 @@ from fedray.commands.found import several
 from fedray.commands.options import Json, Runs
 from fedray.commands.watching import Watched, watch
 from fedray.console import columns, duration, say, tell
+from fedray.track import status
 from fedray.track.files import Record
 from fedray.track.names import headline
 from fedray.track.run import GLOBAL, RunFolder
@@ -54,51 +54,37 @@ class State(NamedTuple):
     study: str
     run: str
     path: str
-    state: str  # running, done, failed, interrupted; or stopped: it says running, and nobody is at work on it
+    state: str  # running, done, failed, interrupted, stopped or damaged, as `fedray.track.status` has it
     round: int
     rounds: int | None
     local: float | None  # the last scores, in percent
     whole: float | None
     seconds_left: float | None
     failures: int  # updates that were left out
-    error: str
+    error: str  # why it failed, or what is damaged
 
 
 def state(folder: RunFolder, rows: Iterable[Record] | None = None) -> State:
     """Read from the run's folder alone; `rows` of the server, where they have been read already."""
-    status = folder.status
-    told, round, rounds = str(status["state"]), int(status.get("round", 0)), status.get("rounds")
-    if told == "running" and not _at_work(folder):
-        told = "stopped"
+    told = status.told(folder.path)
+    if rows is None:
+        rows = () if told.state == "damaged" else folder.records(client=GLOBAL)
     scores: dict[str, float] = {}
     times = []
-    for _, _, metric, value, _ in folder.records(client=GLOBAL) if rows is None else rows:
+    for _, _, metric, value, _ in rows:
         scores[metric] = value  # rows come in the order of rounds, so that the last one stays
         times += [value] if metric == "time/round_s" else []
     recent = times[-5:]
-    left = sum(recent) / len(recent) * (rounds - round) if told == "running" and recent and rounds else None
+    timed = told.state == "running" and recent and told.rounds
+    left = sum(recent) / len(recent) * ((told.rounds or 0) - told.round) if timed else None
     local, whole = (_score(scores, view) for view in ("local", "global"))
     where = (folder.study, folder.run_id, str(folder.path))
-    return State(
-        *where, told, round, rounds, local, whole, left, status.get("failures", 0), str(status.get("error", ""))
-    )
+    return State(*where, told.state, told.round, told.rounds, local, whole, left, told.failures, told.error)
 
 
 def _score(scores: Mapping[str, float], view: str) -> float | None:
     name = headline(scores, view)
     return None if name is None else scores[name]
-
-
-def _at_work(folder: RunFolder) -> bool:
-    """Whether a process holds the run's lock."""
-    lock = folder.path / ".lock"
-    if not lock.exists():
-        return False
-    try:
-        with FileLock(lock, timeout=0, mode=0o600):
-            return False
-    except Timeout:
-        return True
 
 
 def _left(one: State) -> str | None:
@@ -116,5 +102,5 @@ def _next(found: Sequence[State]) -> list[str]:
         done = sum(one.state == "done" for one in found)
         left = [one.seconds_left for one in found if one.seconds_left is not None]
         lines.append(f"done · {done} of {len(found)}" + (f" · {duration(max(left))} for those at work" if left else ""))
-    lines += [f"next · fedray resume {one.path}" for one in found if one.state in ("stopped", "interrupted", "failed")]
+    lines += [f"next · fedray resume {one.path}" for one in found if one.state not in ("running", "done")]
     return lines[:5]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedray.console import duration, say, tell
+from fedray.track import status
 from fedray.track.files import Record
 from fedray.track.names import headline
 from fedray.track.run import RunFolder
@@ -23,7 +24,7 @@ QUIET_S = 20.0
 """Seconds without anybody at work after which nothing more is expected: cells may wait for their turn."""
 WORST, ROWS, BAR = 5, 24, 12
 """Clients told one by one; runs on a screen; characters of a bar."""
-OVER = ("done", "failed", "interrupted")
+OVER = ("done", "failed", "interrupted", "damaged")
 
 Client = tuple[int, float]
 """Number, and score in percent."""
@@ -170,22 +171,19 @@ class Watched:
 
     def __call__(self, folder: RunFolder) -> Seen:
         """What a run's folder says now."""
-        stamp, old = folder.status, self.known.get(str(folder.path))
+        stamp, old = status.told(folder.path), self.known.get(str(folder.path))
         if old is None or old.stamp != stamp:
-            own, seen = self._read(folder)
-        elif old.seen.one.state in OVER:
+            own, seen = self._read(folder, damaged=stamp.state == "damaged")
+        else:  # nothing new
             return old.seen
-        else:  # nothing new, but whoever was at work may have gone
-            one = self.state(folder, old.own)
-            own, seen = old.own, old.seen._replace(one=one._replace(failures=old.seen.one.failures))
         self.known[str(folder.path)] = Known(stamp, own, seen)
         return seen
 
-    def _read(self, folder: RunFolder) -> tuple[list[Record], Seen]:
+    def _read(self, folder: RunFolder, *, damaged: bool) -> tuple[list[Record], Seen]:
         own, latest = list[Record](), dict[str, float]()
         clients: dict[str, dict[int, float]] = {}
         times, lost = [], 0.0
-        for row in folder.records():
+        for row in () if damaged else folder.records():
             _, client, metric, value, _ = row
             if client >= 0:
                 clients.setdefault(metric, {})[client] = value

@@ -13,11 +13,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fedray.errors import BadInput
-from fedray.report.style import NARROW, RC, WIDE, Drawing, caption, label, over, span, styles
-from fedray.report.tables import Sheet, sized, summary, title
+from fedray.report.style import NARROW, RC, WIDE, Drawing, caption, over, span, styles
+from fedray.report.tables import Sheet, sized, summary
+from fedray.report.words import label, named, shorts, title, told
 
-MOST = 12
-"""Variants in a figure."""
+MOST, ABREAST = 12, 3
+"""Variants in a figure, and methods."""
 
 
 def variants(frame: pd.DataFrame, *, axes: Sequence[str], score: str) -> pd.DataFrame:
@@ -35,8 +36,8 @@ def variants(frame: pd.DataFrame, *, axes: Sequence[str], score: str) -> pd.Data
     if data.empty:
         raise BadInput(f"no finished run has {score}; wait for the runs")
     data["delta"] = data[score] - data.groupby("method")[score].transform("max")
-    short = _short(axes)
-    data["variant"] = [", ".join(f"{short[axis]} {_word(row[axis])}" for axis in axes) for _, row in data.iterrows()]
+    names = shorts(axes)
+    data["variant"] = [", ".join(told(axis, row[axis], names[axis]) for axis in axes) for _, row in data.iterrows()]
     return data
 
 
@@ -78,11 +79,11 @@ def ticks(data: pd.DataFrame, *, axes: Sequence[str], score: str) -> Sheet:
     for _, row in data.iterrows():
         std = row[f"{score}_std"]
         text = f"{row[score]:.2f}" + ("" if std != std else f" ± {std:.2f}")
-        rows.append((row["method"], *(_tick(row[axis]) for axis in axes), text, f"{row['delta']:+.2f}"))
+        rows.append((row["method"], *(_tick(axis, row[axis]) for axis in axes), text, f"{row['delta']:+.2f}"))
         others = data[data["method"] == row["method"]][score].round(2)
         place = sorted(set(others), reverse=True).index(round(row[score], 2)) + 1
         ranks.append((0,) * (len(axes) + 1) + (place if place <= 2 and others.nunique() > 1 else 0, 0))
-    header = ("Method", *_short(axes).values(), title(score), "Delta")
+    header = ("Method", *shorts(axes).values(), title(score), "Delta")
     return Sheet(header, tuple(rows), tuple(ranks))
 
 
@@ -101,28 +102,16 @@ def base_new(frame: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, Shee
     for _, row in data.iterrows():
         texts = [_with(row[c], row.get(f"{c}_std", float("nan"))) for c in columns]
         sizes = (f"{row['n_seeds']}", f"{int(row['n_eval'])}", f"{int(row['n_new'])}")
-        rows.append((row["method"], *(_word(row[b]) for b in by), *sizes, *texts))
+        rows.append((row["method"], *(named(b, row[b], "none") for b in by), *sizes, *texts))
         same = data[(data[list(by)] == row[list(by)]).all(axis=1)] if by else data
         places = [sorted(set(same[c].round(2)), reverse=True).index(round(row[c], 2)) + 1 for c in columns]
         ranks.append((0,) * (len(by) + 4) + tuple(p if p <= 2 and len(same) > 1 else 0 for p in places))
     return data, Sheet(header, tuple(rows), tuple(ranks))
 
 
-def _short(axes: Sequence[str]) -> dict[str, str]:
-    """Of each path its last part, where no other ends alike."""
-    last = [axis.rpartition(".")[2] for axis in axes]
-    return {axis: name if last.count(name) == 1 else axis for axis, name in zip(axes, last, strict=True)}
-
-
-def _tick(value: Any) -> str:
-    return "✓" if value is True else "-" if value is False else _word(value)
+def _tick(axis: str, value: Any) -> str:
+    return "✓" if value is True else "-" if value is False else named(axis, value, "none")
 
 
 def _with(mean: float, std: float) -> str:
     return "-" if mean != mean else f"{mean:.2f}" + ("" if std != std else f" ± {std:.2f}")
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "none" if value is None else str(value)
-    return "none" if value != value else f"{value:g}"

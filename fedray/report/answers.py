@@ -117,7 +117,6 @@ def plane(whole: Sequence[Said], names: Sequence[str], *, seed: int = 0, note: s
     rows = np.flatnonzero(np.isin(several[0].labels, kept))
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(DOTS, len(rows))).astype(int))]
     perplexity = min(PERPLEXITY, (len(rows) + len(kept) - 1) / 3)
-    colours = [*COLOURS, "#999933", "#882255", "#44AA99"]
     with mpl.rc_context(RC):
         figure = Figure(figsize=(_width(several), _width(several) / len(several) + 0.75), layout="constrained")
         panels = figure.subplots(1, len(several), squeeze=False)[0]
@@ -126,9 +125,9 @@ def plane(whole: Sequence[Said], names: Sequence[str], *, seed: int = 0, note: s
             labels = said.labels[rows]
             for i, c in enumerate(kept):
                 own = at[: len(rows)][labels == c]
-                axes.scatter(*own.T, s=3, color=colours[i], linewidths=0, alpha=0.6)
+                axes.scatter(*own.T, s=3, color=COLOURS[i], linewidths=0, alpha=0.6)
                 x, y = at[len(rows) + i]
-                axes.scatter(x, y, s=55, marker="*", color=colours[i], edgecolors="black", linewidths=0.5, zorder=3,
+                axes.scatter(x, y, s=55, marker="*", color=COLOURS[i], edgecolors="black", linewidths=0.5, zorder=3,
                              label=names[c])  # fmt: skip
             axes.set(title=said.method, xticks=[], yticks=[])
             axes.spines[:].set_visible(True)

@@ -8,11 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from fedray.errors import BadInput
-from fedray.report import ablations, clients, compare, costs, figures, heat, panels, searches, tables
+from fedray.report import ablations, clients, compare, costs, figures, harm, heat, panels, searches, tables, words
 from fedray.report.compare import last_of_clients
-from fedray.report.contents import Matter, Slice, class_names, held_out, section, slices, suffix
+from fedray.report.contents import Matter, Slice, class_names, held_out, section, slices, slug, suffix
 from fedray.report.page import Piece, Section
-from fedray.report.style import Drawing, label
+from fedray.report.style import Drawing, over, span
+from fedray.report.words import label, short, title
 from fedray.track.run import GLOBAL, RunFolder
 
 READING = (
@@ -21,16 +22,28 @@ READING = (
     "mean on the test images. ± is one standard deviation over seeds."
 )
 
+ALONE = {
+    "history": ("Point by point", searches.history),
+    "coordinates": ("Points, field by field", searches.coordinates),
+    "importance": ("What matters", searches.importance),
+}
+BOTH = {"front": ("Score against bytes", searches.front)}
+"""What is drawn of a search for a score, and of one for few bytes too."""
 SHEETS = 6
 """Main tables of a score, one for each combination of what is not set across."""
-SPENT = 1000.0
-"""An epsilon above it hides nothing, and would only stretch the axis."""
+DETAILS = "-details"
+"""The end of the names of tables that hold every number."""
+HEADS = ("acc_local", "acc_global", "map_local", "map_global")
+"""Scores that costs and harm are weighed against."""
 
 
 def chapters(of: Matter) -> list[Section]:
     """All sections that the runs have numbers for; why others are missing goes into `of.left_out`."""
+    scores = results(of)
+    long = [piece for piece in scores if piece.name.endswith(DETAILS)]
     made = [
-        section("Results", results(of)),
+        section("Results", [piece for piece in scores if piece not in long]),
+        section("Privacy and robustness", harmed(of)),
         section("Rounds", *(_rounds(of, s) for s in slices(of))),
         section("Settings", over_settings(of)),
         section("Parts", parts(of)),
@@ -38,7 +51,7 @@ def chapters(of: Matter) -> list[Section]:
         section("Clients", *(fair(of, s) for s in slices(of))),
         section("Data", *(data(of, s) for s in slices(of))),
         section("Costs", cost(of)),
-        section("Privacy and robustness", harm(of)),
+        section("In detail", long),
     ]
     return [one for one in made if one.pieces]
 
@@ -47,29 +60,31 @@ def results(of: Matter) -> list[Piece]:
     """The main tables: a sheet per score and per what is left beside the setting across; and the long form."""
     by = ["data", "alpha", *of.axes]
     across = next((name for name in (*of.axes, "alpha", "data") if name in of.settings), "data")
+    wide = not {*of.harmed} & {*of.settings}  # harm has tables of its own
     pairs = compare.pairs(of.folders, by, of.frame)
     pieces: list[Piece] = []
     for score in of.scores:
         local = pairs if score == "acc_local" else ()
         table = compare.compared(of.frame, score, by=by, scores=local)
         rest = [name for name in of.settings if name != across]
-        groups = list(_split(table, rest))
+        groups = list(_split(table, rest)) if wide else []
         if len(groups) > SHEETS:
             of.left_out.append(
-                f"{score} side by side: {len(groups)} combinations of {', '.join(rest)}; see the details"
+                f"{score} side by side: {len(groups)} combinations of {', '.join(map(short, rest))}; see the details"
             )
         for told, part in groups if len(groups) <= SHEETS else ():
             shown = part.dropna(subset=[across])
             if len(shown) and not shown.duplicated(["method", across]).any():
-                name = "-".join([score, across.rpartition(".")[2], *told.values()])
-                text = ", ".join([tables.title(score), *(f"{k} {v}" for k, v in told.items())])
-                pieces.append(Piece(name, text, sheet=compare.main_sheet(shown, score, across), frame=shown))
+                name = slug([score, across.rpartition(".")[2], *told.values()])
+                text = ", ".join([title(score), *told.values()])
+                note = READING if not pieces and table["method"].nunique() > 1 else ""
+                pieces.append(Piece(name, text, sheet=compare.main_sheet(shown, score, across), frame=shown, note=note))
         shown_by = [name for name in by if name in of.settings]
         long = compare.details(table, score, shown_by)
         pieces.append(
             Piece(
-                f"{score}-details",
-                f"{tables.title(score)}, in detail",
+                f"{score}{DETAILS}",
+                f"{title(score)}, in detail",
                 sheet=long,
                 frame=table,
                 note=READING if score == of.scores[0] else "",
@@ -86,56 +101,63 @@ def _rounds(of: Matter, one: Slice) -> list[Piece]:
 def over_settings(of: Matter) -> list[Piece]:
     """Scores over each setting of numbers; over two of them a heat map and panels too."""
     pieces: list[Piece] = []
-    numbers = [name for name in of.settings if name != "data" and pd.api.types.is_numeric_dtype(of.frame[name])]
+    known = [name for name in of.settings if name != "data" and name not in of.harmed]
+    numbers = [name for name in known if pd.api.types.is_numeric_dtype(of.frame[name])]
     numbers = [name for name in numbers if of.frame[name].dtype != bool and of.frame[name].nunique() > 1]
     for x in numbers:
         rest = [name for name in of.settings if name != x]
         for score in of.scores[:4]:
-            what, name = f"{tables.title(score)} over {x}", f"{score}-over-{x.rpartition('.')[2]}"
+            what, name = f"{title(score)} over {short(x)}", f"{score}-over-{x.rpartition('.')[2]}"
             if not rest:
-                pieces += of.figure(name, what, figures.curve, of.frame, x=x, y=score)
+                pieces += of.figure(name, what, figures.curve, varied(of.frame, x), x=x, y=score)
             elif len(rest) == 1:
                 pieces += of.figure(name, what, _panels, of, x, score, rest[0])
     if len(numbers) == 2 and len(of.settings) == 2:
         x, y = numbers
         for score in of.scores[:4]:
-            what = f"{tables.title(score)} over {x} and {y}"
+            what = f"{title(score)} over {short(x)} and {short(y)}"
             pieces += of.figure(f"{score}-map", what, heat.settings, of.frame, x=x, y=y, score=score)
     if len(of.settings) > 2 and numbers:
-        of.left_out.append(f"curves: runs differ in {', '.join(of.settings)}, and a figure shows two settings at most")
+        names = ", ".join(map(short, of.settings))
+        of.left_out.append(f"curves: runs differ in {names}, and a figure shows two settings at most")
     return pieces
 
 
+def varied(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The runs of methods that differ in any of these columns."""
+    counts = frame.groupby("method")[[*columns]].nunique(dropna=False).max(axis=1)
+    return frame[frame["method"].map(counts) > 1]
+
+
 def _panels(of: Matter, x: str, score: str, column: str) -> Drawing:
-    frame = of.frame.dropna(subset=[score, x])
-    seeds = frame["seed"].nunique()
+    frame = varied(of.frame, x).dropna(subset=[score, x])
     data = tables.summary(frame, by=["method", x, column], metrics=[score])
-    data[column] = [f"{column.rpartition('.')[2]} {value}" for value in data[column]]
-    size = int(data[tables.sized(score, list(data.columns))].min())
-    note = f"{'one seed' if seeds == 1 else f'mean ± std over {seeds} seeds'}, n = {size} test images"
-    log = bool(x == "alpha" or (frame[x].min() > 0 and frame[x].max() >= 50 * frame[x].min()))
+    data[column] = [words.told(column, value) for value in data[column]]
+    note = f"{over(data['n_seeds'], 'seed')}, n = {span(data[tables.sized(score, list(data.columns))])} test images"
     if data[column].nunique() > 5:
-        raise BadInput(f"{column} has {data[column].nunique()} values, more panels than a page is wide")
+        raise BadInput(f"{short(column)} has {data[column].nunique()} values, more panels than a page is wide")
     return panels.panels(data, x=x, score=score, line="method", column=column,
-                         titles=(label(x), label(score)), log=log, note=note)  # fmt: skip
+                         titles=(label(x), label(score)), note=note)  # fmt: skip
 
 
 def parts(of: Matter) -> list[Piece]:
     """Ablations: where fields that are no numbers differ."""
     kinds = [
-        axis for axis in of.axes if of.frame[axis].dtype == bool or not pd.api.types.is_numeric_dtype(of.frame[axis])
+        axis
+        for axis in of.axes
+        if axis not in of.harmed and (of.frame[axis].dtype == bool or not pd.api.types.is_numeric_dtype(of.frame[axis]))
     ]
     pieces: list[Piece] = []
-    for told, frame in _split(of.frame, [n for n in ("data", "alpha") if n in of.settings]) if kinds else ():
+    runs = varied(of.frame, *kinds) if kinds else of.frame[:0]
+    for told, frame in _split(runs, [n for n in ("data", "alpha") if n in of.settings]) if len(runs) else ():
         for score in of.scores[:2]:
             data = ablations.variants(frame, axes=of.axes, score=score)
-            if data["variant"].nunique() > ablations.MOST:
-                of.left_out.append(
-                    f"{score} by parts: {data['variant'].nunique()} variants, more than {ablations.MOST}"
-                )
+            if data["variant"].nunique() > ablations.MOST or data["method"].nunique() > ablations.ABREAST:
+                counts = f"{data['variant'].nunique()} variants of {data['method'].nunique()} methods"
+                of.left_out.append(f"{title(score)} by parts: {counts}, more than a figure has room for")
                 continue
-            more = ", ".join(f"{k} {v}" for k, v in told.items())
-            name, what = "-".join([f"{score}-parts", *told.values()]), f"{tables.title(score)} by parts"
+            more = ", ".join(told.values())
+            name, what = slug([f"{score}-parts", *told.values()]), f"{title(score)} by parts"
             what = f"{what}, {more}" if more else what
             pieces.append(Piece(name, what, ablations.bars(data, score=score, note=more)))
             pieces.append(Piece(name, what, sheet=ablations.ticks(data, axes=of.axes, score=score), frame=data))
@@ -157,11 +179,12 @@ def new_classes(of: Matter) -> list[Piece]:
 def fair(of: Matter, one: Slice) -> list[Piece]:
     """How clients fare in a slice."""
     made = of.tried(_titled("clients", one), _spread, one)
-    logged = {row[2] for folder in one.folders for row in folder.records() if row[1] != GLOBAL}
-    for metric in sorted(name for name in logged if name.startswith("drift/") or name == "train/loss"):
-        name, what = f"{metric.replace('/', '-')}{suffix(one)}", _titled(f"{label(metric)} of clients", one)
-        made += of.figure(name, what, clients.over_rounds, one.folders, metric, note=one.title)
-    return made
+    metric = "train/loss"
+    if any(row[1] != GLOBAL and row[2] == metric for folder in one.folders for row in folder.records()):
+        what = _titled(f"{label(metric)} of clients", one)
+        made += of.figure(f"train-loss{suffix(one)}", what, clients.over_rounds, one.folders, metric, note=one.title)
+    what = _titled("How far clients pull apart", one)
+    return made + of.figure(f"drift{suffix(one)}", what, clients.pulls, one.folders, note=one.title)
 
 
 def _spread(one: Slice) -> list[Piece]:
@@ -169,7 +192,7 @@ def _spread(one: Slice) -> list[Piece]:
     drawing = clients.distribution(one.folders, note=one.title)
     note = "Scores of clients in percent, all seeds together; a low Gini and a high Jain index are even."
     return [
-        Piece(f"clients{suffix(one)}", _titled("Clients' own accuracy", one), drawing),
+        Piece(f"clients{suffix(one)}", _titled("Clients' own scores", one), drawing),
         Piece(f"fairness{suffix(one)}", _titled("Fairness", one), sheet=sheet, frame=data, note=note),
     ]
 
@@ -200,14 +223,14 @@ def _held(folder: RunFolder, end: str, note: str) -> list[Piece]:
 def cost(of: Matter) -> list[Piece]:
     """Bytes as measured, and accuracy against them."""
     pieces = of.tried("costs", _costs, of)
-    for score in [s for s in of.scores if s in ("acc_local", "acc_global", "map_local", "map_global")]:
-        what = f"{tables.title(score)} against communication"
+    for score in [score for score in of.scores if score in HEADS]:
+        what = f"{title(score)} against communication"
         pieces += of.figure(f"{score}-pareto", what, costs.pareto, of.frame, by=of.settings, score=score)
     return pieces
 
 
 def _costs(of: Matter) -> list[Piece]:
-    frame, sheet = costs.table(of.folders, of.settings, of.axes)
+    frame, sheet = costs.table(of.folders, of.frame, of.settings)
     note = (
         "Bytes of tensors as they were sent: per client and round in kB, of the whole run in MB; shared: numbers that "
         "travel; seconds are of a round's training, wherever it ran."
@@ -215,34 +238,15 @@ def _costs(of: Matter) -> list[Piece]:
     return [Piece("costs", "Costs of a run", sheet=sheet, frame=frame, note=note)]
 
 
-def harm(of: Matter) -> list[Piece]:
-    """Accuracy against epsilon, and against the share of clients that attack."""
+def harmed(of: Matter) -> list[Piece]:
+    """Scores against the share of clients that attack, rule by rule, and against epsilon; and the tables of both."""
     pieces: list[Piece] = []
-    scores = [score for score in ("acc_global", "acc_local") if score in of.scores]
-    for score in scores if "epsilon" in of.frame else ():
-        frame = of.frame.assign(epsilon=of.frame["epsilon"].round(2))
-        frame = frame[frame["epsilon"].isna() | (frame["epsilon"] <= SPENT)]
-        what = f"{tables.title(score)} against epsilon"
-        pieces += of.figure(f"{score}-epsilon", what, _harmed, frame, "epsilon", score, "method")
-    for score in scores if "attack.share" in of.axes else ():
-        what, line = f"{tables.title(score)} under attack", "server.kind" if "server.kind" in of.axes else "method"
-        pieces += of.figure(f"{score}-attacked", what, _harmed, of.frame, "attack.share", score, line)
+    for score in [score for score in of.scores if score in HEADS]:
+        if "epsilon" in of.harmed:
+            pieces += of.tried(f"{title(score)} against epsilon", harm.of_privacy, of.frame, score)
+        if "attack.kind" in of.harmed:
+            pieces += of.tried(f"{title(score)} under attack", harm.of_attacks, of.frame, score)
     return pieces
-
-
-def _harmed(frame: pd.DataFrame, x: str, score: str, line: str) -> Drawing:
-    column = "attack.kind" if x == "attack.share" and "attack.kind" in frame else None
-    by = list(dict.fromkeys(["method", x, line, *([column] if column else [])]))
-    data = tables.summary(frame.dropna(subset=[score]), by=by, metrics=[score])
-    size = int(data[tables.sized(score, list(data.columns))].min())
-    if column and (data[column] == "none").any() and (data[column] != "none").any():  # the same start for each attack
-        honest, attacks = data[data[column] == "none"], [name for name in data[column].unique() if name != "none"]
-        data = pd.concat([part for a in attacks for part in (honest.assign(**{column: a}), data[data[column] == a])])
-    titles = ("$\\varepsilon$" if x == "epsilon" else "Share that attacks", label(score))
-    note = f"mean ± std over seeds, n = {size} test images" + ("; dotted: without privacy" if x == "epsilon" else "")
-    row, log = None if line == "method" else "method", x == "epsilon"
-    lines = {"x": x, "score": score, "line": line}
-    return panels.panels(data, **lines, column=column, row=row, titles=titles, log=log, note=note)
 
 
 def searched(journals: Sequence[Path], left_out: list[str]) -> list[Section]:
@@ -256,20 +260,14 @@ def searched(journals: Sequence[Path], left_out: list[str]) -> list[Section]:
         study = searches.opened(journal)
         frame, sheet = searches.points(study)
         stem, pieces = journal.stem, []
-        pieces.append(Piece(f"{stem}-points", "The best points", sheet=sheet, frame=frame))
-        drawings = {"history": searches.history, "coordinates": searches.coordinates, "importance": searches.importance}
-        titles = {
-            "history": "Over time",
-            "coordinates": "Points",
-            "importance": "What matters",
-            "front": "Pareto front",
-        }
-        for name, draw in (drawings if len(study.directions) == 1 else {"front": searches.front}).items():
+        note = "Bold: no other point is better" + ("." if len(study.directions) == 1 else " in both.")
+        pieces.append(Piece(f"{stem}-points", "The best points", sheet=sheet, frame=frame, note=note))
+        for name, (what, draw) in (ALONE if len(study.directions) == 1 else BOTH).items():
             try:
-                pieces.append(Piece(f"{stem}-{name}", titles[name], draw(study)))
+                pieces.append(Piece(f"{stem}-{name}", what, draw(study)))
             except BadInput as error:
                 left_out.append(f"{name} of search {stem}: {error}")
-        made.append(Section(f"Search {stem}", pieces))
+        made.append(Section("Search" if len(journals) == 1 else f"Search {stem}", pieces))
     return made
 
 
@@ -278,8 +276,7 @@ def _split(frame: pd.DataFrame, by: Sequence[str]) -> Iterator[tuple[dict[str, s
         yield {}, frame
         return
     for key, part in frame.groupby(list(by), dropna=False, sort=True):
-        words = [f"{v:g}" if isinstance(v, int | float) and not isinstance(v, bool) else str(v) for v in key]
-        yield dict(zip(by, words, strict=True)), part
+        yield {name: words.told(name, value) for name, value in zip(by, key, strict=True)}, part
 
 
 def _titled(what: str, one: Slice) -> str:

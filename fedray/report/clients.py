@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from fedray.errors import BadInput
 from fedray.report.compare import last_of_clients
-from fedray.report.style import NARROW, RC, WIDE, Drawing, caption, grid, label, legend, styles
+from fedray.report.style import NARROW, RC, WIDE, Drawing, caption, grid, legend, styles
 from fedray.report.tables import Sheet
+from fedray.report.words import label
 from fedray.track.names import cell
 from fedray.track.run import GLOBAL, RunFolder
 
+WIDELY = 20.0
+"""Lengths that differ by this factor get a logarithmic axis."""
 TAIL = 0.1
 """The share of clients that are called the worst."""
 
@@ -39,11 +42,13 @@ def scores(folders: Sequence[RunFolder]) -> pd.DataFrame:
 
 
 def distribution(folders: Sequence[RunFolder], *, note: str = "") -> Drawing:
-    """Clients by rising accuracy, worst 10 % shaded; beside it the share of clients at or below an accuracy (ECDF).
+    """Clients by rising score, worst 10 % shaded; beside it the share of clients at or below a score (ECDF).
 
     Clients of all seeds count together. Raises BadInput where no client has been scored.
     """
     data = scores(folders).sort_values(["method", "score", "seed", "client"], ignore_index=True)
+    several = any(row[2] == "eval/local/map" for row in folders[0].records(client=GLOBAL))
+    what = label("map_local" if several else "acc_local")
     with mpl.rc_context(RC):
         figure = Figure(figsize=(WIDE, 2.6), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -56,8 +61,8 @@ def distribution(folders: Sequence[RunFolder], *, note: str = "") -> Drawing:
         left.axvspan(0, 100 * TAIL, color="#000000", alpha=0.07, linewidth=0)
         left.text(100 * TAIL / 2, 0.98, "worst 10 %", transform=left.get_xaxis_transform(), rotation=90, fontsize=6,
                   ha="center", va="top", color="#555555")  # fmt: skip
-        left.set(xlabel="Clients, by rising accuracy (%)", ylabel="Local accuracy (%)", xlim=(0, 100), ylim=(-2, 102))
-        right.set(xlabel="Local accuracy (%)", ylabel="Share of clients at or below", xlim=(-2, 102))
+        left.set(xlabel="Clients, by rising score (%)", ylabel=what, xlim=(0, 100), ylim=(-2, 102))
+        right.set(xlabel=what, ylabel="Share of clients at or below", xlim=(-2, 102))
         grid(left)
         grid(right)
         legend(figure, left, 6)
@@ -134,4 +139,47 @@ def over_rounds(folders: Sequence[RunFolder], metric: str, *, note: str = "") ->
         grid(axes)
         legend(figure, axes)
         caption(figure, "; ".join(filter(None, ["median client, band from 10th to 90th percentile", note])))
+    return Drawing(figure, data)
+
+
+def pulls(folders: Sequence[RunFolder], *, note: str = "") -> Drawing:
+    """How clients' updates of a round agree with their mean, and how long they are; bands: one std over clients.
+
+    Lines and bands are means over seeds. Raises BadInput where no run has told of drift, as with one client.
+    """
+    wanted = {f"drift/{name}{end}": f"{name}{end}" for name in ("cosine", "norm") for end in ("", "_std")}
+    rows = [
+        (cell(folder.config).method, r, wanted[metric], value)
+        for folder in folders
+        for r, _, metric, value, _ in folder.records(client=GLOBAL)
+        if metric in wanted
+    ]
+    if not rows:
+        raise BadInput("no run has told how its clients drift; that takes two clients in a round that share something")
+    raw = pd.DataFrame(rows, columns=["method", "round", "metric", "value"])
+    data = raw.pivot_table(index=["method", "round"], columns="metric", values="value", aggfunc="mean").reset_index()
+    data.columns.name = None
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(WIDE, 2.5), layout="constrained")
+        pair = figure.subplots(1, 2)
+        for axes, metric in zip(pair, ("cosine", "norm"), strict=True):
+            for name, style in styles(list(data["method"])).items():
+                part = data[data["method"] == name].dropna(subset=[metric])
+                every = max(1, len(part) // 8)
+                axes.plot(part["round"], part[metric], color=style.color, linestyle=style.line, marker=style.marker,
+                          markevery=every, label=name)  # fmt: skip
+                low, high = part[metric] - part[f"{metric}_std"], part[metric] + part[f"{metric}_std"]
+                low = low if metric == "cosine" else np.maximum(low, part[metric] / 10)  # a length may have a log axis
+                axes.fill_between(part["round"], low, high, color=style.color, alpha=0.12, linewidth=0)
+            axes.set(xlabel="Round", ylabel=label(f"drift/{metric}"))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+            grid(axes)
+        pair[0].set_ylim(top=1.02)
+        if data["norm"].min() > 0 and data["norm"].max() >= WIDELY * data["norm"].min():
+            pair[1].set_yscale("log")
+            pair[1].yaxis.set_major_formatter("{x:g}")
+        legend(figure, pair[0], 6)
+        caption(
+            figure, "; ".join(filter(None, ["updates of the clients of a round, bands: one std over clients", note]))
+        )
     return Drawing(figure, data)

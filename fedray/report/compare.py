@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from fedray.report.tables import LOWER_IS_BETTER, Sheet, grid, sized, summary, title
+from fedray.report.tables import LOWER_IS_BETTER, Sheet, grid, sized, summary
+from fedray.report.words import named, title
 from fedray.track.names import HEADLINES, cell
 from fedray.track.run import GLOBAL, RunFolder
 
@@ -57,9 +58,9 @@ def last_of_clients(folder: RunFolder) -> dict[int, tuple[float, int]]:
 
 def pairs(folders: Sequence[RunFolder], by: Sequence[str], frame: pd.DataFrame) -> list[Pair]:
     """Local scores by method, setting (columns `by` of the `frame`), seed and client, of finished runs."""
-    where = {row["run"]: tuple(row[column] for column in by) for _, row in frame.iterrows()}
+    where = {row["run"]: (row["method"], tuple(row[column] for column in by)) for _, row in frame.iterrows()}
     return [
-        Pair(cell(folder.config).method, where[folder.run_id], cell(folder.config).seed, client, score, n)
+        Pair(*where[folder.run_id], cell(folder.config).seed, client, score, n)
         for folder in folders
         if folder.run_id in where
         for client, (score, n) in last_of_clients(folder).items()
@@ -152,11 +153,13 @@ def main_sheet(table: pd.DataFrame, metric: str, across: str) -> Sheet:
         (name, *(f"{value} =" if (name, place) in ties else value for value, place in zip(values, places, strict=True)))
         for name, *values in sheet.rows
     ]
-    ahead = []
+    ahead: list[str] = []
+    if len(sheet.rows) < 2:
+        return sheet._replace(header=(title(metric), *sheet.header[1:]))
     for place in places:
         gaps = sorted(-table[table[across] == place]["delta"].abs(), reverse=True)
         ahead.append(f"+{abs(gaps[1]):.2f}" if len(gaps) > 1 else "-")
-    header = (title(metric), *(f"{across} {name}" if across != "data" else name for name in sheet.header[1:]))
+    header = (title(metric), *sheet.header[1:])
     return Sheet(header, (*rows, ("best - second", *ahead)), (*sheet.ranks, (0,) * len(header)))
 
 
@@ -169,13 +172,9 @@ def details(table: pd.DataFrame, metric: str, by: Sequence[str]) -> Sheet:
     for _, row in table.iterrows():
         std = "" if row["std"] != row["std"] else f" ± {row['std']:.2f}"
         rows.append((
-            row["method"], *(_word(row[column]) for column in by), f"{row['n_seeds']}", f"{int(row['n_eval'])}",
+            row["method"], *(named(column, row[column]) for column in by), f"{row['n_seeds']}", f"{int(row['n_eval'])}",
             f"{row['mean']:.2f}{std}",
             "-" if row["low"] != row["low"] else f"{row['low']:.1f} to {row['high']:.1f}",
             f"{row['delta']:.2f}", "-" if row["p"] != row["p"] else f"{row['p']:.3g}", row["mark"],
         ))  # fmt: skip
     return Sheet(header, tuple(rows), ((0,) * len(header),) * len(rows))
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else "-" if value is None or value != value else f"{value:g}"

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
 from fedray.errors import BadInput
-from fedray.report.style import NARROW, RC, Drawing, caption, grid, label, over, span, styles
-from fedray.report.tables import Sheet, cells, sized, summary, title
-from fedray.track import files
+from fedray.report.style import NARROW, RC, Drawing, caption, grid, over, span, styles
+from fedray.report.tables import Sheet, sized, summary
+from fedray.report.words import label, named, short, title
+from fedray.track import whole
 from fedray.track.run import RunFolder
 
 
@@ -24,27 +24,26 @@ def shared_parameters(folder: RunFolder) -> int:
     Raises:
         Unavailable: the file is missing or damaged.
     """
-    image = files.read(folder.prompts_path)
+    image = whole.prompts(folder.path)
     header = json.loads(image[8 : 8 + struct.unpack("<Q", image[:8])[0]])
     return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def table(folders: Sequence[RunFolder], by: Sequence[str], fields: Sequence[str] = ()) -> tuple[pd.DataFrame, Sheet]:
+def table(folders: Sequence[RunFolder], frame: pd.DataFrame, by: Sequence[str]) -> tuple[pd.DataFrame, Sheet]:
     """Shared parameters, bytes of a client and round, MB of a run, seconds of a round: means over seeds.
 
     Args:
-        folders: runs; those not finished are left out.
+        folders: finished runs.
+        frame: what `tables.cells` gives of them.
         by: columns of a setting, beside the method.
-        fields: those of them that are paths into the configuration.
     """
-    frame = cells(folders, fields=fields)
-    shared = {f.run_id: shared_parameters(f) for f in folders if f.status["state"] == "done"}
-    frame["shared"] = frame["run"].map(shared).astype(float)
+    shared = {f.run_id: shared_parameters(f) for f in folders}
+    frame = frame.assign(shared=frame["run"].map(shared).astype(float))
     numbers = ["shared", "up_kb", "down_kb", "up_mb", "down_mb", "fit_s"]
     found = summary(frame, by=["method", *by], metrics=numbers).drop(columns="n_eval")
     header = ("Method", *map(title, by), "Shared numbers", *map(title, numbers[1:]))
     rows = [
-        (row["method"], *(_word(row[name]) for name in by), f"{row['shared']:,.0f}",
+        (row["method"], *(named(name, row[name]) for name in by), f"{row['shared']:,.0f}",
          *(f"{row[name]:.2f}" for name in numbers[1:]))
         for _, row in found.iterrows()
     ]  # fmt: skip
@@ -79,8 +78,8 @@ def pareto(frame: pd.DataFrame, *, by: Sequence[str], score: str, note: str = ""
             part = data[data["method"] == name]
             axes.plot(part["moved"], part[score], style.marker or "o", color=style.color, label=name, linestyle="none")
         for _, row in data.iterrows() if len(by) == 1 else ():
-            axes.annotate(_word(row[by[0]]), (row["moved"], row[score]), (4, 0), textcoords="offset points", fontsize=6,
-                          va="center", color="#555555")  # fmt: skip
+            axes.annotate(named(by[0], row[by[0]]), (row["moved"], row[score]), (4, 0), textcoords="offset points",
+                          fontsize=6, va="center", color="#555555")  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
         if data["moved"].max() < 8 * data["moved"].min():  # less than a decade: no tick would be labelled
@@ -90,7 +89,7 @@ def pareto(frame: pd.DataFrame, *, by: Sequence[str], score: str, note: str = ""
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4)
         size = span(data[sized(score, list(data.columns))])
         text = f"{over(data['n_seeds'], 'seed').replace(' ± std', '')}, n = {size} test images; grey: the front"
-        words = f"numbers: {label(by[0])}" if len(by) == 1 else ""
+        words = f"beside the points: {short(by[0])}" if len(by) == 1 else ""
         caption(figure, "\n".join(filter(None, [text, "; ".join(filter(None, [words, note]))])))
     return Drawing(figure, data)
 
@@ -106,7 +105,3 @@ def _product(shape: Sequence[int]) -> int:
     for length in shape:
         total *= int(length)
     return total
-
-
-def _word(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

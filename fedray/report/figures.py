@@ -28,8 +28,8 @@ from fedray.report.style import (
     Style,
     caption,
     grid,
-    label,
     legend,
+    logarithmic,
     over,
     save,
     span,
@@ -37,8 +37,12 @@ from fedray.report.style import (
     ticks,
 )
 from fedray.report.tables import only_seeds, sized, summary
+from fedray.report.words import label
 from fedray.track.names import HEADLINES, Cell, cell
 from fedray.track.run import GLOBAL, RunFolder
+
+FEW = 8
+"""Points that get bars."""
 
 __all__ = [
     "COLOURS",
@@ -59,13 +63,13 @@ __all__ = [
 
 
 def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: bool | None = None) -> Drawing:
-    """A score over a setting: one line per method, mean over seeds, bars and band of one standard deviation.
+    """A score over a setting: one line per method, mean over seeds, bars (a band if many) of one standard deviation.
 
     Args:
         frame: what `tables.cells` gives.
         x: column of the setting: alpha, clients, or a field that `cells` was asked for.
         y: column of the score.
-        log: logarithmic x; by default for alpha.
+        log: logarithmic x; by default where `style.logarithmic` says so.
 
     Raises:
         BadInput: a column is missing, or no run has a value of `x`.
@@ -73,13 +77,14 @@ def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: 
     data = summary(frame, by=["method", x], metrics=[y]).dropna(subset=[x, y])
     if data.empty:
         raise BadInput(f"no finished run has both {x} and {y}; choose other columns, or wait for the runs")
-    log = x == "alpha" if log is None else log
+    log = logarithmic(x, data[x]) if log is None else log
     with mpl.rc_context(RC):
         figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for name, style in styles(list(data["method"])).items():
             part = data[data["method"] == name].sort_values(x)
-            _line(axes, part[x].to_numpy(float), part[y].to_numpy(), part[f"{y}_std"].to_numpy(), name, style)
+            draw = _bars if data[x].nunique() <= FEW else _band
+            draw(axes, part[x].to_numpy(float), part[y].to_numpy(), part[f"{y}_std"].to_numpy(), name, style)
         ticks(axes, sorted(set(data[x])), log=log)
         grid(axes)
         axes.set_xlabel(label(x))
@@ -94,7 +99,8 @@ def rounds_curve(folders: Sequence[RunFolder]) -> Drawing:
     """Accuracy over rounds, global and local models in panels of their own; mean and std over seeds.
 
     Raises:
-        BadInput: no run has been scored yet, or the runs of a method differ in more than their seed.
+        BadInput: no run has been scored yet, or all were scored once only, or the runs of a method differ in more than
+            their seed.
     """
     only_seeds(pd.DataFrame([cell(folder.config) for folder in folders], columns=Cell._fields), ["method"])
     records = [(cell(f.config).method, *record) for f in folders for record in f.records(client=GLOBAL)]
@@ -105,6 +111,8 @@ def rounds_curve(folders: Sequence[RunFolder]) -> Drawing:
     if not rows:
         raise BadInput("no run has been scored yet; wait for its first evaluation")
     raw = pd.DataFrame(rows, columns=["method", "metric", "round", "score"])
+    if raw.groupby("method")["round"].nunique().max() == 1:
+        raise BadInput("these runs were scored in one round only, which makes no curve; see evaluate_every")
     groups = raw.groupby(["method", "metric", "round"])["score"]
     data = groups.agg(score="mean", std=lambda values: values.std(ddof=1), n_runs="size").reset_index()
     with mpl.rc_context(RC):
@@ -172,10 +180,12 @@ def partition_panels(
     return Drawing(figure, pd.concat(data, ignore_index=True))
 
 
-def _line(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:
-    """With few points: bars beside the band."""
-    _band(axes, x, mean, std, name, style)
-    axes.errorbar(x, mean, np.nan_to_num(std), fmt="none", ecolor=style.color, elinewidth=0.7, capsize=2, capthick=0.7)
+def _bars(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:
+    axes.plot(x, mean, color=style.color, linestyle=style.line, marker=style.marker, label=name)
+    some = std > 0  # false where there is none
+    axes.errorbar(
+        x[some], mean[some], std[some], fmt="none", ecolor=style.color, elinewidth=0.7, capsize=2, capthick=0.7
+    )
 
 
 def _band(axes: Axes, x: np.ndarray, mean: np.ndarray, std: np.ndarray, name: str, style: Style) -> None:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from fedray.data import partition
 from fedray.errors import BadInput
 from fedray.report import bubbles
-from fedray.report.style import NARROW, RC, WIDE, Drawing, caption, label, over
+from fedray.report.style import NARROW, RC, WIDE, Drawing, caption, over
 from fedray.report.tables import Sheet, summary
+from fedray.report.words import label, word
 
 ROOM = 24
 """Clients or classes up to which cells have their numbers written in."""
@@ -122,8 +123,8 @@ def settings(frame: pd.DataFrame, *, x: str, y: str, score: str, note: str = "")
             axes.add_patch(
                 mpl.patches.Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, ec="#D55E00", lw=1.6)
             )
-            axes.set_xticks(range(len(columns)), [_word(v) for v in columns])
-            axes.set_yticks(range(len(rows)), [_word(v) for v in rows])
+            axes.set_xticks(range(len(columns)), [word(v) for v in columns])
+            axes.set_yticks(range(len(rows)), [word(v) for v in rows])
             axes.set(xlabel=label(x), title=method)
             _bare(axes)
         panels[0].set_ylabel(label(y))
@@ -146,7 +147,3 @@ def _written(axes: Axes, image: NDArray[Any], texts: Sequence[str], norm: Any) -
 def _bare(axes: Axes) -> None:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, int | float) else str(value)

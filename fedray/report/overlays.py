@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
@@ -19,6 +19,8 @@ from fedray.report.style import RC, WIDE, Drawing, caption
 
 ABREAST = 9
 """Maps in a row beside the image; further methods get a figure of their own."""
+DIM = (-180, 550)
+"""What black and white would be below a map: between them an image is of middle greys, and colours stay the bar's."""
 WRONG, RIGHT = "#D55E00", "#009E73"
 
 
@@ -35,14 +37,17 @@ def batches(attended: Sequence[Attended]) -> list[list[Attended]]:
 def overlay(looks: Looks, attended: Sequence[Attended]) -> Drawing:
     """Images down, a map over patches across for each prompt of each method, all on one colour scale.
 
-    The number under a map is the mass that the prompt moves. Raises BadInput where there is none.
+    The number under a map is the sum of its weights: of a plan, the mass that the prompt moves.
+
+    Raises:
+        BadInput: there is no map.
     """
     if not attended:
         raise BadInput("no method of these runs has a map over patches; draw one with transport, as fedotp")
     prompts = [a.mass.shape[1] for a in attended]
     shown, patches = attended[0].at, attended[0].mass.shape[-1]
     most = max(float(a.mass.max()) for a in attended)
-    norm = Normalize(0, most * patches)
+    norm = PowerNorm(0.5, 0, most * patches)  # what is spread over all patches is seen beside what is not
     with mpl.rc_context(RC):
         cells = 1 + sum(prompts)
         across = min(1.0, (WIDE - 0.5) / cells)
@@ -63,7 +68,7 @@ def overlay(looks: Looks, attended: Sequence[Attended]) -> Drawing:
                     rows += [(a.method, a.client, place, label, n, p, m) for p, m in enumerate(mass.tolist())]
         if drawn is not None:
             bar = figure.colorbar(drawn, ax=grid, shrink=0.6, aspect=30, pad=0.01)
-            bar.set_label("Mass on a patch x number of patches", fontsize=6)
+            bar.set_label("Weight of a patch x number of patches", fontsize=6)
             bar.ax.tick_params(labelsize=6)
         caption(figure, _words(looks, attended))
     columns = ["method", "client", "image", "class", "prompt", "patch", "mass"]
@@ -71,19 +76,22 @@ def overlay(looks: Looks, attended: Sequence[Attended]) -> Drawing:
 
 
 def _words(looks: Looks, attended: Sequence[Attended]) -> str:
-    kinds = " and ".join(dict.fromkeys(a.kind for a in attended))
+    kinds: dict[str, list[str]] = {}
+    for a in attended:
+        kinds.setdefault(a.kind, []).append(a.method)
+    told = "; ".join(f"{', '.join(methods)}: {kind}" for kind, methods in kinds.items())
     return (
-        f"{kinds} of the prompts of the image's own class, client {attended[0].client}, {looks.title}; "
-        "under each map the mass it holds"
+        f"what patches count for the image's own class, prompt by prompt, client {attended[0].client}, {looks.title}; "
+        f"under each map its sum; {told}"
     )
 
 
 def _laid(axes: Axes, picture: np.ndarray, mass: np.ndarray, norm: Normalize) -> mpl.cm.ScalarMappable:
     """Patches of colour over the image in grey."""
     side, (height, width) = round(len(mass) ** 0.5), picture.shape[:2]
-    axes.imshow(picture.mean(-1), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.imshow(picture.mean(-1), cmap="gray", vmin=DIM[0], vmax=DIM[1], interpolation="nearest")
     return axes.imshow(
-        mass.reshape(side, side), cmap="inferno", norm=norm, alpha=0.6, interpolation="nearest",
+        mass.reshape(side, side), cmap="inferno", norm=norm, alpha=0.7, interpolation="nearest",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )  # fmt: skip
 

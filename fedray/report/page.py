@@ -22,6 +22,8 @@ from fedray.track import files
 LARGEST = 9_500_000
 """Bytes of a page; figures that would make it larger are named, not shown."""
 DPI = 200
+LONG, BROAD = 40, 105
+"""Rows that fit on a printed page; letters of a row, gaps included."""
 
 
 class Piece(NamedTuple):
@@ -97,7 +99,7 @@ def saved(piece: Piece, home: Path) -> list[Path]:
 def _view(piece: Piece, paths: Sequence[Path], room: int) -> tuple[dict[str, object], int]:
     """A piece as the template reads it, and how many bytes it takes."""
     links = [(path.suffix[1:], f"{path.parent.name}/{path.name}") for path in paths]
-    view: dict[str, object] = {"title": piece.title, "note": piece.note, "links": links}
+    view: dict[str, object] = {"title": piece.title, "note": piece.note, "links": links, "shape": ""}
     if piece.drawing is not None:
         image = base64.b64encode(next(path for path in paths if path.suffix == ".png").read_bytes()).decode()
         if len(image) > room:
@@ -106,10 +108,15 @@ def _view(piece: Piece, paths: Sequence[Path], room: int) -> tuple[dict[str, obj
         return view | {"image": image, "alt": f"{piece.title}. {small}", "width": _width(piece.drawing)}, len(image)
     if piece.sheet is not None:
         rows = [list(zip(*line, strict=True)) for line in zip(piece.sheet.rows, piece.sheet.ranks, strict=True)]
-        return view | {"header": piece.sheet.header, "rows": rows}, sum(
-            len(text) for row in piece.sheet.rows for text in row
-        )
+        size = sum(len(text) for row in piece.sheet.rows for text in row)
+        return view | {"header": piece.sheet.header, "rows": rows, "shape": _shape(piece.sheet)}, size
     return view, 0
+
+
+def _shape(sheet: Sheet) -> str:
+    """How a table is printed: broken between rows where no page holds it, in small letters where it is too wide."""
+    across = sum(max(len(text) for text in column) + 3 for column in zip(sheet.header, *sheet.rows, strict=True))
+    return " ".join(filter(None, ["long" * (len(sheet.rows) > LONG), "wide" * (across > BROAD)]))
 
 
 def _width(drawing: Drawing) -> str:

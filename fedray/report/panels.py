@@ -23,6 +23,7 @@ from fedray.report.style import (
     caption,
     grid,
     legend,
+    logarithmic,
     styles,
     ticks,
 )
@@ -42,7 +43,7 @@ def panels(
     column: str | None = None,
     row: str | None = None,
     titles: tuple[str, str],
-    log: bool = False,
+    log: bool | None = None,
     note: str = "",
 ) -> Drawing:
     """A grid of panels that share both axes.
@@ -55,7 +56,7 @@ def panels(
         column: column that tells panels of a row apart; None: one panel in each row.
         row: column that tells the rows apart, and is their title; None: one row.
         titles: of the setting and of the score.
-        log: logarithmic setting.
+        log: logarithmic setting; by default where `style.logarithmic` says so.
         note: the caption.
 
     Raises:
@@ -65,7 +66,8 @@ def panels(
         raise BadInput(f"no finished run has both {x} and {score}; wait for the runs")
     across = list(dict.fromkeys(data[column])) if column else [""]
     down = list(dict.fromkeys(data[row])) if row else [""]
-    looks = _looks(list(dict.fromkeys(data[line])))
+    looks, known = _looks(list(dict.fromkeys(data[line]))), sorted(set(data[x].dropna()))
+    log = logarithmic(x, known) if log is None else log
     with mpl.rc_context(RC):
         width = NARROW if len(across) == 1 else WIDE
         figure = Figure(
@@ -78,7 +80,7 @@ def panels(
                 part = part[(part[column] == beside) if column else slice(None)]
                 for name, (style, place) in looks.items():
                     _curve(axes, _moved(part[part[line] == name], x, place, log=log), x, score, name, style)
-                ticks(axes, sorted(set(data[x].dropna())), log=log)
+                ticks(axes, known, log=log)
                 grid(axes)
                 if axes in places[0]:
                     axes.set_title(str(beside))

@@ -24,8 +24,11 @@ from optuna.trial import FrozenTrial, TrialState
 from fedray.errors import BadInput, Unavailable
 from fedray.report.style import COLOURS, NARROW, RC, WIDE, Drawing, caption, grid
 from fedray.report.tables import Sheet
+from fedray.report.words import label, shorts, title
 
 DONE = "#0072B2"
+SCORE, BYTES = "Mean local score (%)", "Up per client and round (kB)"
+"""What every search looks for: much of the first, and if it weighs two things, little of the second."""
 LEAST = 4
 """Points that an importance needs."""
 
@@ -64,12 +67,11 @@ def paths(study: optuna.Study) -> list[str]:
 
 
 def points(study: optuna.Study) -> tuple[pd.DataFrame, Sheet]:
-    """All points, best first; the ten best as a table."""
-    names, many = paths(study), len(study.directions) > 1
-    values = ["objective"] if not many else [f"objective_{i}" for i in range(len(study.directions))]
+    """All points, best first; the ten best as a table, in bold those that none beats."""
+    names, values = paths(study), ["score", "up_kb"][: len(study.directions)]
     rows = []
     for trial in study.get_trials(deepcopy=False):
-        told = trial.values or [math.nan] * len(values)
+        told = _values(trial) or [math.nan] * len(values)
         rows.append({"number": trial.number, "state": trial.state.name.lower(),
                      **dict(zip(values, told, strict=True)), **{n: trial.params.get(n) for n in names}})  # fmt: skip
     up = study.directions[0] == optuna.study.StudyDirection.MINIMIZE
@@ -78,8 +80,9 @@ def points(study: optuna.Study) -> tuple[pd.DataFrame, Sheet]:
     text = [
         (f"{r['number']}", *(f"{r[v]:.2f}" for v in values), *(_word(r[n]) for n in names)) for _, r in best.iterrows()
     ]
-    header = ("Point", *(v.replace("_", " ").capitalize() for v in values), *names)
-    marks = [(0, 1 if i == 0 and not many else 0, *(0,) * (len(header) - 2)) for i in range(len(text))]
+    header = ("Point", *(SCORE, BYTES)[: len(values)], *map(title, names))
+    first = {trial.number for trial in study.best_trials}
+    marks = [(0, *(int(number in first),) * len(values), *(0,) * len(names)) for number in best["number"]]
     return frame, Sheet(header, tuple(text), tuple(marks))
 
 
@@ -95,19 +98,19 @@ def history(study: optuna.Study) -> Drawing:
         )
         for t in trials
     ]
-    data = pd.DataFrame(rows, columns=["number", "state", "objective"]).sort_values("number", ignore_index=True)
+    data = pd.DataFrame(rows, columns=["number", "state", "score"]).sort_values("number", ignore_index=True)
     done = data[data["state"] == "complete"]
     up = study.direction == optuna.study.StudyDirection.MAXIMIZE
     with mpl.rc_context(RC):
         figure = Figure(figsize=(NARROW, 2.3), layout="constrained")
         axes = figure.subplots()
-        best = done["objective"].cummax() if up else done["objective"].cummin()
+        best = done["score"].cummax() if up else done["score"].cummin()
         axes.step(done["number"], best, where="post", color="#D55E00", label="best so far")
-        axes.plot(done["number"], done["objective"], "o", color=DONE, label="complete")
+        axes.plot(done["number"], done["score"], "o", color=DONE, label="complete")
         rest = data[data["state"] != "complete"]
         if len(rest):
-            axes.plot(rest["number"], rest["objective"], "x", color="#999999", label="given up early")
-        axes.set(xlabel="Point", ylabel="Objective")
+            axes.plot(rest["number"], rest["score"], "x", color="#999999", label="given up early")
+        axes.set(xlabel="Point", ylabel=SCORE)
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         grid(axes)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -142,12 +145,12 @@ def coordinates(study: optuna.Study) -> Drawing:
                 axes.text(x + 0.03, height, text, fontsize=6, va="center",
                           bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6})  # fmt: skip
         axes.set(xlim=(-0.15, len(names) + 0.4), ylim=(-0.06, 1.06), yticks=[])
-        axes.set_xticks(range(len(names) + 1), [*names, "objective"])
+        axes.set_xticks(range(len(names) + 1), [*shorts(names).values(), "score"])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        figure.colorbar(drawn, ax=axes, label="Objective", pad=0.01)
+        figure.colorbar(drawn, ax=axes, label=SCORE, pad=0.01)
         caption(figure, f"search {study.study_name}, {len(trials)} complete points; thick: the best")
-    return Drawing(figure, pd.DataFrame({**columns, "objective": values}))
+    return Drawing(figure, pd.DataFrame({**columns, "score": values}))
 
 
 def importance(study: optuna.Study, *, seed: int = 0) -> Drawing:
@@ -183,7 +186,7 @@ def importance(study: optuna.Study, *, seed: int = 0) -> Drawing:
         axes = figure.subplots()
         for i, (kind, shares) in enumerate(found.items()):
             _bars(axes, names, shares, (i - (len(found) - 1) / 2) * 0.38, COLOURS[i], kind)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), map(label, names))
         axes.set(xlabel="Share of importance", xlim=(0, 1.12))
         axes.tick_params(axis="y", length=0)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -192,22 +195,21 @@ def importance(study: optuna.Study, *, seed: int = 0) -> Drawing:
     return Drawing(figure, pd.DataFrame(rows, columns=["evaluator", "field", "importance"]))
 
 
-def front(study: optuna.Study, titles: Sequence[str] = ()) -> Drawing:
-    """Complete points by two objectives, and those that none beats. Raises BadInput unless there are two."""
+def front(study: optuna.Study) -> Drawing:
+    """Complete points by score and bytes, and those that none beats. Raises BadInput unless both were looked for."""
     if len(study.directions) != 2:
         raise BadInput(f"search {study.study_name} has {len(study.directions)} objective(s); a front is drawn of two")
     best = {trial.number for trial in study.best_trials}
-    rows = [(t.number, *t.values, t.number in best) for t in complete(study)]
-    data = pd.DataFrame(rows, columns=["number", "first", "second", "front"])
-    names = list(titles) or list(study.metric_names or ("First objective", "Second objective"))
+    rows = [(t.number, *_values(t), t.number in best) for t in complete(study)]
+    data = pd.DataFrame(rows, columns=["number", "score", "up_kb", "front"])
     with mpl.rc_context(RC):
         figure = Figure(figsize=(NARROW, 2.5), layout="constrained")
         axes = figure.subplots()
-        kept = data[data["front"]].sort_values("second")
-        axes.step(kept["second"], kept["first"], where="post", color="#999999", linewidth=0.9)
-        axes.plot(data["second"], data["first"], "o", color="#999999", label="complete", markersize=3)
-        axes.plot(kept["second"], kept["first"], "D", color="#D55E00", label="none is better in both")
-        axes.set(xlabel=names[1], ylabel=names[0])
+        kept = data[data["front"]].sort_values("up_kb")
+        axes.step(kept["up_kb"], kept["score"], where="post", color="#999999", linewidth=0.9)
+        axes.plot(data["up_kb"], data["score"], "o", color="#999999", label="complete", markersize=3)
+        axes.plot(kept["up_kb"], kept["score"], "D", color="#D55E00", label="none is better in both")
+        axes.set(xlabel=BYTES, ylabel=SCORE)
         grid(axes)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=2)
         caption(figure, f"search {study.study_name}, {len(data)} complete points")
@@ -221,6 +223,12 @@ def _bars(axes: Axes, names: Sequence[str], shares: dict[str, float], shift: flo
         axes.text(share + 0.01, y - shift, f"{share:.2f}", va="center", fontsize=6)
 
 
+def _values(trial: FrozenTrial) -> list[float]:
+    """A point's score, and kB where bytes were looked at too; none where it was not judged."""
+    score, *sent = trial.values or [math.nan]
+    return [score, *(value / 1e3 for value in sent)] if trial.values else []
+
+
 def _scaled(column: Sequence[Any], distribution: Any) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Heights from 0 to 1 of a field's values, and where to write which."""
     if any(not isinstance(v, int | float) or isinstance(v, bool) for v in column):
@@ -231,6 +239,8 @@ def _scaled(column: Sequence[Any], distribution: Any) -> tuple[np.ndarray, list[
     values = np.log(raw) if getattr(distribution, "log", False) else raw
     middle = (values.min() + values.max()) / 2
     ends = [(0.0, raw.min()), (0.5, math.exp(middle) if values is not raw else middle), (1.0, raw.max())]
+    if all(isinstance(v, int) for v in column):
+        ends = [(height, value) for height, value in ends if value == round(value)]
     return _unit(values), [(h, f"{v:.3g}") for h, v in (ends if np.ptp(values) else [(0.5, raw.min())])]
 
 

@@ -27,11 +27,11 @@ class Said(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """Where a client's model looks: the mass that the prompts of an image's own class put on its patches."""
+    """Where a client's model looks: what each patch counts for an image's own class, prompt by prompt."""
 
     method: str
     client: int
-    kind: str  # "transport plan" or "attention"
+    kind: str  # of weights, as "transport plan" or "attention"
     at: NDArray[Any]  # (B,)
     labels: NDArray[Any]  # (B,)
     mass: NDArray[Any]  # (B, N, M), M patches in rows of sqrt(M)

@@ -1,26 +1,27 @@
 """How figures look, and how they are written: PDF, PNG and CSV together, equal data, equal bytes.
 
-Widths of one and two columns (3.3 and 6.9 in), 8 pt, embedded fonts. A method has its own colour (Okabe and Ito's,
-safe for the colour-blind), marker and line, the same in every figure. No dates in the files.
+Widths of one and two columns (3.3 and 6.9 in), 8 pt, embedded fonts. A method has its own colour (Okabe and Ito's, then
+Tol's, safe for the colour-blind), marker and line, the same in every figure. No dates in the files.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from fedray.report.tables import title
 from fedray.track import files
 
 NARROW, WIDE = 3.3, 6.9
@@ -29,23 +30,13 @@ ORDER = (
     "promptfl", "fedotp", "otdpp", "fedrsclip", "fedmpt", "align", "promptot",
     "fedpgp", "fedtpg", "pfedmoap", "maple", "promptsrc", "coop", "plot",
 )  # fmt: skip
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288")
-MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#332288", "#999933", "#882255", "#44AA99",
+)  # fmt: skip
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p")
 LINES = ("-", "--", ":", "-.")
-LABELS = {
-    "alpha": "Dirichlet concentration $\\alpha$",
-    "split.shots": "Shots per class",
-    "clients": "Number of clients",
-    "partition.clients": "Number of clients",
-    "fraction": "Share of clients in a round",
-    "method.n_ctx": "Context tokens",
-    "method.depth": "Layers with prompts",
-    "method.temperature": "Temperature",
-    "local.lr": "Learning rate",
-    "split.mask": "Share of labels hidden",
-    "train/loss": "Training loss",
-    "drift/cosine": "Cosine to the mean update",
-}
+ALIKE = 7
+"""Methods in a row with the same kind of line; a colour comes again later, with another marker and line."""
 PER_INCH = 21
 """Letters of a caption."""
 UNDATED: dict[str, dict[str, None]] = {
@@ -88,20 +79,19 @@ class Style(NamedTuple):
 
 
 def styles(methods: Sequence[str]) -> dict[str, Style]:
-    """A style per method: known ones always the same, others those that are left, by name."""
+    """A style per method: known ones always the same, others those that are left, in colours that are left if any."""
     names = sorted(set(methods) - {"zeroshot"}, key=lambda name: (ORDER.index(name) if name in ORDER else 99, name))
-    free = iter(range(len(ORDER), len(ORDER) + len(names)))
-    place = {name: ORDER.index(name) if name in ORDER else next(free) for name in names}
+    place: dict[str, int] = {}
+    for name in names:  # known ones come first
+        free = [i for i in range(len(ORDER), len(ORDER) + len(COLOURS) + len(names)) if i not in place.values()]
+        taken = {i % len(COLOURS) for i in place.values()}
+        unlike = [i for i in free if i % len(COLOURS) not in taken]
+        place[name] = ORDER.index(name) if name in ORDER else (unlike or free)[0]
     found = {
-        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
+        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // ALIKE % len(LINES)])
         for name, i in place.items()
     }
     return found | ({"zeroshot": Style("#777777", "", "--")} if "zeroshot" in methods else {})
-
-
-def label(column: str) -> str:
-    """What a setting or a score is called on an axis."""
-    return LABELS.get(column, title(column).replace("acc.", "accuracy"))
 
 
 def save(drawing: Drawing, folder: Path, name: str, *, dpi: int = 300) -> list[Path]:
@@ -123,16 +113,34 @@ def image(drawing: Drawing, ending: Literal["pdf", "png"], *, dpi: int = 300) ->
     with mpl.rc_context(RC):
         FigureCanvasAgg(what)
         what.savefig(buffer, format=ending, metadata=UNDATED[ending], dpi=dpi)
-    if ending == "png":  # 256 colours look the same and take a third of the bytes
-        palette = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-        palette.save(buffer := io.BytesIO(), "PNG", optimize=True, dpi=(dpi, dpi))
+    if ending == "png":
+        plain = Image.open(buffer).convert("RGB")
+        pictures = any(axes.images for axes in what.axes)  # else 256 look the same and take a third of the bytes
+        kept = plain if pictures else plain.quantize(256, dither=Image.Dither.NONE)
+        kept.save(buffer := io.BytesIO(), "PNG", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 
 def grid(axes: Axes, which: Literal["both", "y"] = "y") -> None:
-    """Thin lines behind the data."""
+    """Thin lines behind the data, at round numbers."""
+    axes.yaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10]))
     axes.grid(axis=which, linewidth=0.3, color="#dddddd")
     axes.set_axisbelow(True)
+
+
+def logarithmic(x: str, values: Iterable[float]) -> bool:
+    """Whether a setting is drawn on a logarithmic axis: alpha, powers of two, and what grows by factors, not by steps.
+
+    The last where the largest value is 8 times the least or more, and the ratios of neighbours differ less than their
+    distances do: ranks 2, 16, 128, but not shares of 10, 50 and 90 %.
+    """
+    known = np.unique(np.asarray(list(values), float))
+    if len(known) < 2 or not known[0] > 0:
+        return False
+    if x in ("alpha", "partition.alpha") or all(math.frexp(value)[0] == 0.5 for value in known):
+        return True
+    steps, ratios = np.diff(known), np.diff(np.log(known))
+    return bool(known[-1] >= 8 * known[0] and ratios.std() / ratios.mean() <= steps.std() / steps.mean())
 
 
 def ticks(axes: Axes, values: Sequence[float], *, log: bool) -> None:
@@ -141,8 +149,8 @@ def ticks(axes: Axes, values: Sequence[float], *, log: bool) -> None:
         axes.set_xscale("log")
     if len(values) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(values))
-        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels([f"{value:g}" for value in values])
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def legend(figure: Figure, axes: Axes, columns: int = 4) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from fedray.errors import BadInput, did_you_mean
+from fedray.report.words import title, told, word
 from fedray.track import files
 from fedray.track.names import HEADLINES, cell, flatten
 from fedray.track.run import GLOBAL, RunFolder
@@ -39,32 +40,6 @@ METRICS = {
 }
 """Column -> metric of its last round; accuracies and average precisions in percent."""
 
-TITLES = {
-    "method": "Method",
-    "data": "Data",
-    "alpha": "alpha",
-    "seed": "Seed",
-    "rounds": "Rounds",
-    "clients": "Clients",
-    "n_seeds": "Seeds",
-    "n_eval": "n eval",
-    "n_eval_local": "n eval (local)",
-    "acc_global": "Global acc. (%)",
-    "acc_local": "Local acc. (%)",
-    "acc_weighted": "Local acc., weighted (%)",
-    "acc_p10": "Worst 10 % (%)",
-    "acc_std": "Std over clients",
-    "loss_global": "Global loss",
-    "map_global": "Global mAP (%)",
-    "map_local": "Local mAP (%)",
-    "cf1_global": "Global CF1 (%)",
-    "of1_global": "Global OF1 (%)",
-    "up_mb": "Up (MB)",
-    "down_mb": "Down (MB)",
-    "up_kb": "Up (kB)",
-    "down_kb": "Down (kB)",
-    "fit_s": "Round (s)",
-}
 LOCAL = {"acc_local", "acc_weighted", "acc_p10", "acc_std", "map_local"}
 COSTS = ("up_mb", "down_mb", "up_kb", "down_kb", "fit_s")
 """Of a whole run in MB; per client and round in kB; seconds of a round's training."""
@@ -75,13 +50,13 @@ def cells(folders: Sequence[RunFolder], *, fields: Sequence[str] = ()) -> pd.Dat
     """One row per finished run: its coordinates, its last scores, the bytes it sent.
 
     Of each exam that a run sat: ``acc_<exam>``, ``acc_<exam>_local`` where clients have models of their own, and
-    ``n_<exam>``, its images.
+    ``n_<exam>``, its images. Where privacy was accounted: ``epsilon``, what all rounds spent.
 
     Args:
         folders: runs; those not finished are left out.
         fields: further columns from the configuration, by dotted path, e.g. ``split.shots``.
     """
-    rows = [_row(folder, fields) for folder in folders if folder.status["state"] == "done"]
+    rows = [_row(folder, fields) for folder in folders if folder.state == "done"]
     columns = ["run", "method", "data", "alpha", "clients", "seed", "rounds", *fields, "n_eval", "n_eval_local"]
     further = list(dict.fromkeys(name for row in rows for name in row if name not in {*columns, *METRICS, *COSTS}))
     frame = pd.DataFrame(rows, columns=[*columns, *METRICS, *COSTS, *further])
@@ -117,6 +92,7 @@ def _row(folder: RunFolder, fields: Sequence[str]) -> dict[str, Any]:
         "up_kb": sums["comm/up_bytes"] / max(visits, 1) / 1e3,
         "down_kb": sums["comm/down_bytes"] / max(visits, 1) / 1e3,
         "fit_s": sums["time/fit_s"] / max(rounds, 1),
+        **({"epsilon": last["dp/epsilon"][0]} if "dp/epsilon" in last else {}),
         **{f"acc_{view}": last[f"eval/{view}/acc1"][0] for view in views},
         **{f"n_{exam}": last.get(f"eval/{exam}/acc1", nothing)[1] for exam in exams},
     }
@@ -126,17 +102,6 @@ def sized(metric: str, columns: Sequence[str]) -> str:
     """The column that holds how many images a score rests on."""
     exam = "n_" + metric.removeprefix("acc_").removesuffix("_local")
     return exam if exam in columns else "n_eval_local" if metric in LOCAL else "n_eval"
-
-
-def title(column: str) -> str:
-    """What a column is called in print."""
-    if column in TITLES or not column.startswith(("acc_", "n_")):
-        return TITLES.get(column, column)
-    kind, _, exam = column.partition("_")
-    own = exam.endswith("_local")
-    return (
-        f"n {exam}" if kind == "n" else f"{exam.removesuffix('_local').capitalize()} acc.{', local' if own else ''} (%)"
-    )
 
 
 def summary(frame: pd.DataFrame, *, by: Sequence[str], metrics: Sequence[str] = ("acc_global",)) -> pd.DataFrame:
@@ -170,9 +135,9 @@ def only_seeds(frame: pd.DataFrame, by: Sequence[str]) -> None:
     twice = frame[frame.duplicated([*by, "seed"])]
     if len(twice):
         first = twice.iloc[0]
-        where = ", ".join(f"{column} {_plain(first[column])}" for column in by)
+        where = ", ".join(f"{column} {word(first[column])}" for column in by)
         raise BadInput(
-            f"several runs with {where} have seed {_plain(first['seed'])}, so they differ in another setting; "
+            f"several runs with {where} have seed {word(first['seed'])}, so they differ in another setting; "
             "pick one setting, or add its column"
         )
 
@@ -195,23 +160,40 @@ def sheet(table: pd.DataFrame, *, within: Sequence[str] = ()) -> Sheet:
         for _, values in groups:
             ranks.loc[values.index, metric] = _ranks(values.tolist(), metric)
     rows = [
-        (*(_plain(row[column]) for column in plain), *(_score(row[m], row[f"{m}_std"]) for m in metrics))
+        (*(word(row[column]) for column in plain), *(_score(row[m], row[f"{m}_std"]) for m in metrics))
         for _, row in table.iterrows()
     ]
     header = tuple(title(column) for column in (*plain, *metrics))
     return Sheet(header, tuple(rows), tuple(map(tuple, ranks.to_numpy().tolist())))
 
 
-def grid(table: pd.DataFrame, *, metric: str, rows: str = "method", columns: str = "data") -> Sheet:
-    """The papers' main table: one row per method, one column per data set (or alpha), best per column marked."""
-    names, places = list(dict.fromkeys(table[rows])), sorted(set(table[columns]))
+def grid(
+    table: pd.DataFrame,
+    *,
+    metric: str,
+    rows: str = "method",
+    columns: str = "data",
+    places: Sequence[Any] | None = None,
+) -> Sheet:
+    """The papers' main table: a row per method, a column per data set or setting, best of each column marked.
+
+    Args:
+        table: a `summary`.
+        metric: column of the score.
+        rows: column whose values go down, in their order of appearance.
+        columns: column whose values go across.
+        places: these values, in order; all, sorted, if not said.
+    """
+    names = list(dict.fromkeys(table[rows]))
+    places = [p for p in places if (table[columns] == p).any()] if places else sorted(set(table[columns]))
     found = {(row[rows], row[columns]): row for _, row in table.iterrows()}
     none = {metric: math.nan, f"{metric}_std": math.nan}
     picked = [[found.get((name, place), none) for place in places] for name in names]
     ranks = [_ranks([line[i][metric] for line in picked], metric) for i in range(len(places))]
     size = sized(metric, list(table.columns))
     sizes = [min(found[key][size] for key in found if key[1] == place) for place in places]
-    header = (TITLES.get(rows, rows), *(f"{_plain(p)} (n={int(n)})" for p, n in zip(places, sizes, strict=True)))
+    heads = (told(columns, place) for place in places)
+    header = (title(rows), *(f"{head} (n={int(n)})" for head, n in zip(heads, sizes, strict=True)))
     text = [
         (name, *(_score(c[metric], c[f"{metric}_std"]) for c in line)) for name, line in zip(names, picked, strict=True)
     ]
@@ -231,12 +213,6 @@ def _score(mean: float, std: float) -> str:
     if mean != mean:
         return "-"
     return f"{mean:.2f}" if std != std else f"{mean:.2f} ± {std:.2f}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "-" if value is None or value != value else f"{value:g}"
 
 
 def markdown(table: Sheet) -> str:
@@ -270,8 +246,8 @@ def show(table: Sheet, console: Console) -> None:
     from rich.text import Text
 
     drawn = Table()
-    for i, title in enumerate(table.header):
-        drawn.add_column(title, justify="left" if i == 0 else "right", no_wrap=True)
+    for i, head in enumerate(table.header):
+        drawn.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
     for texts, ranks in _lines(table):
         drawn.add_row(*(Text(text, ("", "bold", "underline")[rank]) for text, rank in zip(texts, ranks, strict=True)))
     console.print(drawn)

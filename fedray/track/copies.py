@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedray.errors import BadInput
-from fedray.track import export
+from fedray.track import export, whole
 from fedray.track.background import Background
 from fedray.track.run import RunFolder
 
@@ -94,6 +94,8 @@ def _store(uri: str, study: str) -> Iterator[Callable[[Item], None]]:
             path, goal = item.root / name, f"{root}/{study}/{name}"
             if not path.is_file() or path.is_symlink():
                 continue
+            if name.endswith(whole.PROMPTS):
+                whole.prompts(path.parent.parent)
             stat = path.stat()
             mark = stat.st_size, stat.st_mtime_ns
             if sent.get(goal) == mark or (goal not in sent and _same(system, goal, stat.st_size, stat.st_mtime)):

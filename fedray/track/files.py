@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,6 +98,18 @@ def replace(path: Path, data: bytes, *, sync: bool = True) -> None:
             raise
 
 
+def clear(folder: Path) -> None:
+    """Removes what `replace` left half-written in a run folder when a process was killed.
+
+    For its only writer; what another process lays there (mlflow.json) may be under way.
+    """
+    for place in (folder, folder / "prompts"):
+        for path in place.glob(".*.tmp"):
+            name, _, number = path.name.removesuffix(".tmp").rpartition(".")
+            if number.isdigit() and int(number) != os.getpid() and name != ".mlflow.json":
+                path.unlink(missing_ok=True)
+
+
 def append(path: Path, data: bytes, *, at: int) -> None:
     """Cuts the file to its first `at` bytes (a torn tail goes) and durably appends `data`."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -172,6 +184,23 @@ def to_json(value: object) -> bytes:
 def to_line(value: object) -> bytes:
     """Canonical JSON in one line: ten times as quick, for what grows with the number of clients."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with a SHA-256 of its own, under "self"."""
+    return {**body, "self": sha256(to_line(dict(body)))}
+
+
+def unsealed(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+        ValueError: it has another SHA-256 than it says.
+    """
+    body = {key: value for key, value in found.items() if key != "self"}
+    if found.get("self") != sha256(to_line(body)):
+        raise ValueError("it has another SHA-256 than it says")
+    return body
 
 
 def to_safetensors(tensors: Params) -> bytes:

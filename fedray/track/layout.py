@@ -71,10 +71,11 @@ def make(path: Path, config: str, env: Mapping[str, Any], rounds: object) -> Non
     temporary.mkdir(mode=0o700)
     for name in FOLDERS:
         (temporary / name).mkdir(mode=0o700)
-    status = {"state": "running", "round": 0, "rounds": rounds, "started": now(), "updated": now()}
+    status: dict[str, object] = {"state": "running", "round": 0, "rounds": rounds, "started": now(), "updated": now()}
+    status["config"] = files.sha256(config.encode())
     files.write(temporary / "config.yaml", config.encode())
     files.write(temporary / "env.json", files.to_json(_environment() | {k: env[k] for k in ENVIRONMENT if k in env}))
-    files.write(temporary / "status.json", files.to_json(status))
+    files.write(temporary / "status.json", files.to_json(files.sealed(status)))
     try:
         temporary.rename(path)
     except OSError:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedray.track import export, layout, stores
+from fedray.track import export, layout, stores, whole
 from fedray.track.names import HEADLINES, cell
 from fedray.track.run import GLOBAL, RunFolder
 
@@ -26,10 +26,15 @@ ALIAS, KIND = "champion", "fedray-prompts"
 
 
 def logged(client: MlflowClient, experiment: str, run_id: str, folder: RunFolder) -> LoggedModel | None:
-    """The model of a finished run, found or made, with its file; None where a run has left no prompts."""
+    """The model of a finished run, found or made, with its file; None where a run has left no prompts.
+
+    Raises:
+        Unavailable: the file is damaged.
+    """
     files = list(export.plain(folder.prompts_path))
     if not files:
         return None
+    whole.prompts(folder.path)
     found = client.search_logged_models([experiment], f"source_run_id = '{run_id}'", max_results=1)
     if found:
         model = found[0]
@@ -86,7 +91,7 @@ def _scored(home: Path) -> Iterator[tuple[float, RunFolder]]:
         if not layout.is_run(path):
             continue
         folder = RunFolder(path)
-        if folder.status["state"] != "done":
+        if folder.state != "done":
             continue
         scores = {row[2]: row[3] for row in export.final(folder.records(client=GLOBAL))}
         heads = (f"final/{view}/{head}" for view in ("local", "global") for head in HEADLINES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 HEADLINES = ("acc1", "map")
@@ -36,6 +37,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         for path in sorted({*before, *after})
         if path not in before or path not in after or before[path] != after[path]
     )
+
+
+def fork_command(run: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The command that goes on from a run with what is changed from `old` to `new`, as a run of its own."""
+    before, after = flatten(old), flatten(new)
+    words = ["fedray", "run", "--fork", run.name, "--runs", str(run.parent.parent)]
+    for path in (path for path in after if path != "forked_from" and before.get(path, ...) != after[path]):
+        value = after[path]
+        words += [f"--{path}", value if value and isinstance(value, str) else json.dumps(value, default=str)]
+    return shlex.join(words)
 
 
 def _shown(leaves: Mapping[str, Any], path: str) -> str:

@@ -16,19 +16,19 @@ when the rows have doubled, and when the run ends.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from fedray.errors import BadInput, Unavailable
-from fedray.track import checkpoint, export, files, layout
+from fedray.track import checkpoint, committed, export, files, layout, status, whole
 from fedray.track.names import differences, flatten
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     from fedray.types import Params, Round, Row
 
 METRIC = re.compile(r"[a-z0-9_/]+")
-JOURNAL = "rows.jsonl"
-TABLES = ("rounds.parquet", "clients.parquet")  # of rounds (client == GLOBAL), of clients
+JOURNAL, TABLES, GLOBAL = committed.JOURNAL, committed.TABLES, committed.GLOBAL
 LOST = "agg/failed"  # updates that clients failed to send, a row of the round
-GLOBAL = -1  # fedray.types.GLOBAL, whose import would cost that of torch
 
 log = logging.getLogger("fedray")
 
@@ -79,9 +77,8 @@ class RunFolder:
         run = cls.open(path)
         wanted = yaml.safe_load(text)
         if different := differences(flatten(wanted) | flatten(run.config), wanted):
-            raise BadInput(f"run {run_id} was started with {different}; use another seed or study, or delete {path}")
-        if run.status["state"] in ("failed", "interrupted"):
-            run._set(state="running", error=None)
+            raise BadInput(whole.refused(path, different, run.config, wanted))
+        whole.wake(path, run.config)
         return run
 
     @classmethod
@@ -124,8 +121,8 @@ class RunFolder:
 
     @property
     def prompts_path(self) -> Path:
-        """The final shared parameters, once finished."""
-        return self.path / "prompts" / "global.safetensors"
+        """The final shared parameters, once finished; `fedray.track.whole.prompts` reads them."""
+        return self.path / whole.PROMPTS
 
     @property
     def config(self) -> dict[str, Any]:
@@ -136,16 +133,20 @@ class RunFolder:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Read anew each time: state running|done|failed|interrupted, round, rounds, started, updated, error.
+        """What status.json says, read anew each time (see `fedray.track.status`).
 
-        And failures, updates of clients that failed; forked_from, study/run@round.
+        Raises:
+            Unavailable: it is damaged.
         """
-        return files.read_mapping(self.path / "status.json", json.loads)
+        return status.read(self.path)
+
+    @property
+    def state(self) -> str:
+        """What to say of the run: that of `status`, or "stopped" where it says running and nobody is, or "damaged"."""
+        return status.told(self.path).state
 
     def _set(self, **fields: Any) -> None:
-        status = self.status | {"updated": layout.now()} | fields
-        kept = {key: value for key, value in status.items() if value is not None or key == "rounds"}
-        files.replace(self.path / "status.json", files.to_json(kept))
+        status.write(self.path, self.status, **fields)
 
     def begin(self, forked_from: str | None = None) -> None:
         """Says that the first round starts now: a folder may have waited for its turn. `forked_from`: another run."""
@@ -179,6 +180,7 @@ class RunFolder:
         self._rows += new
         with files.writing(self.path):
             checkpoint.prune(self.path / "ckpt", done.round)
+            files.clear(self.path)
         self._set(state="running", round=done.round)
 
     def _write_tables(self, rows: list[files.Record], *, sync: bool = True) -> dict[str, str]:
@@ -195,8 +197,9 @@ class RunFolder:
         Raises:
             Unavailable: the place can't be written.
         """
-        files.replace(self.prompts_path, files.to_safetensors(params_shared))
-        self._close(state="done", error=None)
+        image = files.to_safetensors(params_shared)
+        files.replace(self.prompts_path, image)
+        self._close({whole.PROMPTS: files.sha256(image)}, state="done", error=None)
 
     def fail(self, error: BaseException | str) -> None:
         """Marks the run failed; the error is kept as one line. Where even that can't be written, a warning must do."""
@@ -205,19 +208,26 @@ class RunFolder:
 
     def interrupt(self) -> None:
         """Marks the run interrupted; `create` with the same config goes on."""
-        self._try_close(state="interrupted", error=None)
+        try:
+            self._try_close(state="interrupted", error=None)
+        except KeyboardInterrupt:  # once more: then without tables, but not as if it still ran
+            with suppress(Unavailable):
+                self._set(state="interrupted", error=None)
+            raise
 
     def _try_close(self, **fields: Any) -> None:
         try:
-            self._close(**fields)
+            self._close({}, **fields)
         except Unavailable as error:  # the caller has an error of its own to tell
             log.warning("%s", error)
 
-    def _close(self, **fields: Any) -> None:
+    def _close(self, sums: Mapping[str, str], **fields: Any) -> None:
         if self._mark.round < 0:  # opened, not committed to: the rows are those of the last writer
-            self._rows = self._journal()
-        sums = self._write_tables(self._rows)
-        files.sync_folder(self.path)
+            self._rows = committed.journal(self.path)
+        sums = {**sums, **self._write_tables(self._rows)}
+        with files.writing(self.path):
+            files.clear(self.path)
+            files.sync_folder(self.path)
         lost = int(sum(value for _, client, metric, value, _ in self._rows if (client, metric) == (GLOBAL, LOST)))
         self._set(files=sums, failures=lost or None, **fields)
 
@@ -258,34 +268,14 @@ class RunFolder:
 
     def records(self, *, client: int | None = None) -> list[files.Record]:
         """`rows` as plain tuples, without importing torch."""
-        status = self.status
-        if status["state"] != "done":
-            return self._journal(client)
-        names = TABLES if client is None else TABLES[:1] if client == GLOBAL else TABLES[1:]
-        rows: list[files.Record] = []
-        for name in names:
-            image = files.read(self.path / name)
-            if files.sha256(image) != status.get("files", {}).get(name):
-                log.warning("run %s: %s is missing or damaged, reading %s instead", self.run_id, name, JOURNAL)
-                return self._journal(client)
-            rows += files.from_parquet(image)
-        return [row for row in rows if client in (None, row[1])]
-
-    def _journal(self, client: int | None = None) -> list[files.Record]:
-        """The rows up to the newest manifest that reads well: never more than what is committed."""
-        for path in checkpoint.found(self.path / "ckpt"):
-            try:
-                return files.from_lines(checkpoint.lines(checkpoint.manifest(path), self.path / JOURNAL), client=client)
-            except (ValueError, LookupError, TypeError, OSError) as error:
-                log.warning("run %s: rows of checkpoint %s can't be read (%s)", self.run_id, path.name, error)
-        return []
+        return committed.records(self.path, client)
 
     def digest(self) -> str:
         """SHA-256 over the final prompts and all rows but those named ``time/``: equal runs, equal digests.
 
         Independent of how rows are stored and ordered; a value counts by its float64 bytes.
         """
-        total = hashlib.sha256(files.read(self.prompts_path))
+        total = hashlib.sha256(whole.prompts(self.path))
         for r, client, metric, value, n in sorted(self.records(), key=lambda row: (*row[:3], row[4])):
             if not metric.startswith("time/"):
                 bits = struct.pack("<iidq", r, client, math.nan if math.isnan(value) else value, n)

@@ -18,6 +18,7 @@ from fedray.errors import Unavailable
 from fedray.fed.vault import Vault
 from fedray.nn import backbone, weights
 from fedray.recipe import HOME
+from fedray.track import whole
 from fedray.track.run import JOURNAL, TABLES, RunFolder
 from fedray.types import GLOBAL, Round, Row
 
@@ -156,6 +157,18 @@ def test_parquet_of_a_finished_run(
         return sorted(folder.records()) == good and f"{path.name} is missing or damaged" in caplog.text
 
     tally("13", "Parquet", count, flips([folder.path / name for name in TABLES], count, found))
+
+
+def test_what_else_a_finished_run_leaves(folder: RunFolder, tally: Tally, often: Often) -> None:
+    folder.finish({"ctx": torch.ones(2, 8)})
+    count = often(25, 100)
+    seen = flips([folder.prompts_path], count, lambda _: refused(lambda: whole.prompts(folder.path)))
+    tally("13", "prompts", count, seen)
+    seen = flips([folder.path / "status.json"], count, lambda _: folder.state == "damaged")
+    tally("13", "status", count, seen)
+    seen = flips([folder.path / "config.yaml"], count, lambda _: whole.edited(folder.path))
+    tally("13", "configuration", count, seen)
+    assert folder.state == "done" and not whole.edited(folder.path)
 
 
 def test_cut_anywhere(tmp_path: Path, tally: Tally, often: Often) -> None:

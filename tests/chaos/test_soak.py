@@ -1,4 +1,4 @@
-"""Anything in any order: runs are started, killed, resumed, forked, given more seeds, changed, robbed of their cache.
+"""Anything in any order: runs are started, killed, resumed, forked, given more seeds, changed, damaged, and robbed.
 
 After each step every folder loads, and what is done has the hash of a run that nobody disturbed.
 """
@@ -60,9 +60,11 @@ class Soak:
 
     def step(self) -> None:
         """One of what can be done now."""
-        can = [self.start] if not self.known else [self.start, self.add_seed, self.kill, self.resume, self.change]
-        can += [self.fork] * bool(self._forkable()) + [self.lose_cache] * self.cache.exists() + [self.kill]
-        do = self.draw.choice(can if self.known else [self.start])
+        can = [self.start]
+        if self.known:
+            can += [self.add_seed, self.kill, self.kill, self.resume, self.change, self.spoil]
+            can += [self.fork] * bool(self._forkable()) + [self.lose_cache] * self.cache.exists()
+        do = self.draw.choice(can)
         self.steps[do.__name__] = self.steps.get(do.__name__, 0) + 1
         do()
         self.check()
@@ -97,6 +99,20 @@ class Soak:
         with pytest.raises(BadInput, match=r"was started with rounds \d, now \d"):
             RunFolder.create(self.runs, "s", name, tree)
         assert self._folder(name).status == before
+
+    def spoil(self) -> None:
+        """One bit of a file flips; the run goes on to its end nevertheless."""
+        name = self._any()
+        folder = self._folder(name)
+        kept = checkpoint.found(folder.path / "ckpt")
+        files = [folder.path / "status.json"]
+        files += [folder.prompts_path] if folder.status["state"] == "done" else []
+        files += [kept[0] / "state.safetensors"] if folder.status["state"] != "done" and len(kept) > 1 else []
+        path = self.draw.choice(files)
+        raw = bytearray(path.read_bytes())
+        raw[self.draw.randrange(len(raw))] ^= 1 << self.draw.randrange(8)
+        path.write_bytes(raw)
+        self._life(self.known[name], dies=False)
 
     def fork(self) -> None:
         """Go on from where one is with another rate; undisturbed, from the same place, it ends in the same way."""
@@ -180,7 +196,7 @@ def test_soak(killer: Any, tmp_path: Path, often: Any, tally: Any) -> None:
     count = soak.end()
     print(soak.steps)
     if steps >= 100:
-        wanted = {"start", "add_seed", "kill", "resume", "change", "fork", "lose_cache"}
+        wanted = {"start", "add_seed", "kill", "resume", "change", "spoil", "fork", "lose_cache"}
         assert set(soak.steps) == wanted, wanted - set(soak.steps)
     tally("soak", "steps after which all folders load, and what is done is as if undisturbed", steps, steps)
     tally("soak", "runs and forks at the end with equal hash", count, count)

@@ -20,6 +20,8 @@ import grpc
 import psutil
 import pytest
 
+from fedray.engine.search import open_study
+
 pytestmark = [pytest.mark.chaos, pytest.mark.ray]
 Tally = Callable[[str, str, int, int], None]
 RUN = ["run", "--clip.name", "tiny", "--partition.clients", "4", "--split.shots", "2"]
@@ -108,13 +110,28 @@ def test_the_browser_s_server_is_for_this_machine(tmp_path: Path, tally: Tally, 
     with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as short:
         with started([*RUN, "--rounds", "1", "--placement", "inline"], tmp_path, short) as process:
             assert process.wait(120) == 0
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        with started(["ui", "--port", str(port)], tmp_path, short) as process:
-            assert process.stdout is not None
-            next(line for line in process.stdout if line.startswith("open "))
-            time.sleep(1)
-            seen = listeners(psutil.Process(process.pid))
-        assert ("127.0.0.1", port) in seen
+        seen = served(["ui"], tmp_path, short)
         tally("25", "listeners of fedray ui on loopback", len(seen), sum(loopback(ip) for ip, _ in seen))
+
+
+def test_the_dashboard_of_a_search_is_for_this_machine(tmp_path: Path, tally: Tally, long_only: None) -> None:
+    """Optuna's own server."""
+    pytest.importorskip("optuna_dashboard")
+    open_study(tmp_path / "runs", "s")
+    with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp") as short:
+        seen = served(["ui", "--optuna"], tmp_path, short)
+    tally("25", "listeners of fedray ui --optuna on loopback", len(seen), sum(loopback(ip) for ip, _ in seen))
+
+
+def served(words: list[str], home: Path, short: str) -> set[tuple[str, int]]:
+    """Who listens while a page is served."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with started([*words, "--port", str(port)], home, short) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("open "))
+        time.sleep(1)
+        seen = listeners(psutil.Process(process.pid))
+    assert ("127.0.0.1", port) in seen
+    return seen

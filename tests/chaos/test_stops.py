@@ -65,7 +65,7 @@ def stopped(
     (folder,) = runs(where / "runs")
     again = f"interrupted: what is done is kept; go on with: fedray resume {folder.path}"
     # the second one may cut the writing of the status short: its lock is free, so that it is known to have stopped
-    noted = folder.status["state"] in (("interrupted",) if times == 1 else ("interrupted", "running"))
+    noted = folder.state in (("interrupted",) if times == 1 else ("interrupted", "stopped"))
     told = ended == code and again in life.errors.splitlines() and noted
     if not told:
         print(how, placement, ended, life.errors, folder.status)

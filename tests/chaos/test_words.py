@@ -16,9 +16,10 @@ import yaml
 
 from fedray.cli import main
 from fedray.data.partition import Partition
-from fedray.experiment import Experiment, Server, as_dict, flatten
+from fedray.experiment import Experiment, Server, as_dict, flatten, from_dict
 from fedray.fields import leaves
 from fedray.flags import resolve
+from fedray.track.run import runs
 
 pytestmark = pytest.mark.chaos
 Tally, Often = Callable[[str, str, int, int], None], Callable[[int, int], int]
@@ -141,6 +142,7 @@ KINDS = {
     "partition": [cls().kind for cls in get_args(get_args(Partition)[0])],
     "server": [cls().kind for cls in get_args(get_args(Server)[0])],
 }
+EXAMS = ("new", "inverted", "rotated", "noisy", "coarse", "digits", "nothing", " new")
 LARGE = {"rounds", "partition.clients", "local.epochs", "local.steps", "local.batch", "split.shots", "data.views"}
 """Fields of which a legal value takes as long as it is large."""
 
@@ -151,10 +153,14 @@ def drawn(draw: random.Random) -> dict[str, Any]:
     for name, kinds in KINDS.items():
         if draw.random() < 0.3:
             tree[name] = {**(tree.get(name) or {}), "kind": draw.choice([*kinds, "x"])}
-    fields = [leaf for leaf in leaves() if leaf.path.split(".")[0] not in ("clip", "exams")]
+    fields = [leaf for leaf in leaves() if leaf.path != "clip.weights"]  # which would be downloaded
     for leaf in draw.sample(fields, draw.choice((0, 1, 1, 1, 2, 3))):
         choices = leaf.rule.split(" | ") if " | " in leaf.rule else []
         value = draw.choice([*ODD, leaf.default, leaf.default, *choices, *choices, *choices])
+        if leaf.path == "exams" and draw.random() < 0.5:
+            value = ",".join(draw.sample(EXAMS, draw.randint(1, 3)))
+        if value == "embedded":  # takes its time
+            value = "tiny"
         if leaf.path in LARGE and isinstance(value, int | float) and not value < 100:
             value = 3
         *above, name = leaf.path.split(".")
@@ -170,7 +176,7 @@ def drawn(draw: random.Random) -> dict[str, Any]:
 
 
 def test_generated_configurations(tmp_path: Path, fedray: Fedray, tally: Tally, often: Often) -> None:
-    """One round, or one line that names a field. Never a traceback."""
+    """One round and a folder that says the same again, or one line that names a field. Never a traceback."""
     count, wrong, ends = often(12, 1000), list[str](), dict.fromkeys((0, 2, 3, 4), 0)
     paths = [*flatten(as_dict(Experiment())), *(leaf.path for leaf in leaves()), "partition.", "server.", "method"]
     elsewhere = ("--placement", "inline", "--mlflow", "off")
@@ -186,6 +192,9 @@ def test_generated_configurations(tmp_path: Path, fedray: Fedray, tally: Tally, 
         named = any(path in err for path in paths) or any(repr(value) in err for value in flatten(tree).values())
         if code not in ends or len(lines) != (code != 0) or "Traceback" in err or (code == 2 and not named):
             wrong.append(f"{tree}: {code} {err}")
+        for folder in runs(tmp_path / "runs", f"s{i}"):
+            if from_dict(folder.config).run_id != folder.run_id:
+                wrong.append(f"{tree}: {folder.config} is another run")
         ends[code] = ends.get(code, 0) + 1
     print("\n".join(wrong))
     assert ends[0] > count / 20 and ends[2] > count / 10, ends

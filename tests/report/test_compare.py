@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest, wilcoxon
 
 from fedray.errors import BadInput
-from fedray.report import ablations, clients, compare, costs
+from fedray.report import ablations, clients, compare, costs, harm
 from fedray.report.compare import Pair
 
 
@@ -92,6 +92,39 @@ def test_harmonic_mean_is_of_the_means():
     assert sheet.rows[0] == ("a", "2", "100", "50", "70.00 ± 14.14", "30.00 ± 14.14", "42.00")
     with pytest.raises(BadInput, match=r"add split\.classes base and exams new"):
         ablations.base_new(frame([("a", 1, 80.0)]), [])
+
+
+def test_all_rules_start_from_their_honest_runs():
+    cases = [("fedavg", "none", 60.0), ("median", "none", 50.0), ("fedavg", "alie", 30.0), ("median", "alie", 45.0)]
+    runs = frame([("a", 1, score) for _, _, score in cases])
+    for column, values in zip(("server.kind", "attack.kind"), zip(*cases, strict=True), strict=False):
+        runs[column] = values
+    runs["attack.share"] = 0.4  # the honest ones' is what they would have had
+    drawing = harm.attacked(runs, score="acc_global")
+    found = drawing.data.set_index(["rule", "attack.share"])["acc_global"].to_dict()
+    assert found == {("mean", 0.0): 60.0, ("mean", 0.4): 30.0, ("median", 0.0): 50.0, ("median", 0.4): 45.0}
+    _, sheet = harm.rules(runs, score="acc_global", method="a", share=0.4)
+    assert sheet.header == ("a, 40% attack", "no attack (n=100)", "ALIE (n=100)")
+    assert sheet.rows == (("mean", "60.00", "30.00"), ("median", "50.00", "45.00"))
+    with pytest.raises(BadInput, match="a has no run in which 10% attack; choose another share"):
+        harm.rules(runs, score="acc_global", method="a", share=0.1)
+    with pytest.raises(BadInput, match="nobody attacks in these runs"):
+        harm.attacked(runs[runs["attack.kind"] == "none"], score="acc_global")
+
+
+def test_what_each_epsilon_leaves():
+    runs = frame([("a", 1, score) for score in (40.0, 50.0, 55.0, 60.0)])
+    runs["epsilon"] = [0.9996, 15.997, 1e9, math.nan]
+    _, sheet = harm.budgets(runs, score="acc_global")
+    assert [head.partition(" (")[0] for head in sheet.header[1:]] == [
+        "epsilon 1", "epsilon 16", "cut, no noise", "no privacy",
+    ]  # fmt: skip
+    assert sheet.rows == (("a", "40.00", "50.00", "55.00", "60.00"),)
+    drawing = harm.private(runs, score="acc_global")
+    assert list(drawing.data["level"]) == ["cut, no noise", "epsilon 1", "epsilon 16"]
+    assert "dotted: cut, no noise" in drawing.figure.get_supxlabel()
+    with pytest.raises(BadInput, match="no run has an epsilon worth drawing"):
+        harm.private(runs[2:], score="acc_global")
 
 
 def test_variants_have_deltas_and_ticks():

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import torch
 
@@ -25,17 +26,21 @@ from fedray.types import GLOBAL, Round, Row
 def add(root, method, seed, score, *, alpha=0.1, finish=True, **fields):
     config = {
         "method": {"name": method}, "data": {"name": "digits"}, "partition": {"alpha": alpha, "clients": 3},
-        "seed": seed, "rounds": 1, **fields,
+        "seed": seed, "rounds": 2, **fields,
     }  # fmt: skip
-    name = "-".join([method, f"{alpha:g}", str(seed), *(f"{lr:g}" for part in fields.values() for lr in part.values())])
+    values = [f"{value}" for part in fields.values() for value in part.values()]
+    name = "-".join([method, f"{alpha:g}", str(seed), *values])
     folder = RunFolder.create(root, "study", name, config)
-    rows = [
-        Row(1, GLOBAL, "eval/global/acc1", score, 200), Row(1, GLOBAL, "eval/local/acc1", score + 10, 190),
-        Row(1, GLOBAL, "comm/up_bytes", 5e5 * (1 + len(method)), 4), Row(1, GLOBAL, "comm/down_bytes", 5e5, 4),
-        *(Row(1, k, "eval/local/acc1", score + k, 20) for k in range(3)),
-        *(Row(1, k, "train/loss", 2.0 + k, 20) for k in range(3)),
-    ]  # fmt: skip
-    folder.commit(Round(1, {}, {}, (), ()), rows, {})
+    for r in (1, 2):
+        rows = [
+            Row(r, GLOBAL, "eval/global/acc1", score - 2 + r, 200),
+            Row(r, GLOBAL, "eval/local/acc1", score + 8 + r, 190),
+            Row(r, GLOBAL, "comm/up_bytes", 5e5 * (1 + len(method)), 4), Row(r, GLOBAL, "comm/down_bytes", 5e5, 4),
+            *(Row(r, k, "eval/local/acc1", score + k, 20) for k in range(3)),
+            *(Row(r, k, "train/loss", 2.0 + k, 20) for k in range(3)),
+            *(Row(r, GLOBAL, f"drift/{name}", 0.5, 3) for name in ("cosine", "cosine_std", "norm", "norm_std")),
+        ]  # fmt: skip
+        folder.commit(Round(r, {}, {}, (), ()), rows, {})
     labels = np.repeat(np.arange(10), 3)
     partition.save(folder.partition_path, np.array_split(np.arange(30), 3), labels)
     if finish:
@@ -90,7 +95,8 @@ def test_page_stands_alone(page):
 
 def test_page_has_what_there_are_numbers_for(page):
     titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page[1])
-    assert titles == ["Results", "Rounds", "Clients", "Data", "Costs", "Not on this page"]
+    assert titles == ["Results", "Rounds", "Clients", "Data", "Costs", "In detail", "Not on this page"]
+    assert re.findall(r"<h3>(How far .*?)</h3>", page[1]) == ["How far clients pull apart"]
     assert "1 of 5 runs are not finished" in page[1]
     assert '<td class="r1">61.50 ± 0.71</td>' in page[1]
 
@@ -111,6 +117,14 @@ def test_text_from_outside_stays_text(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
+def test_long_and_wide_tables_are_known_to_the_printer(tmp_path):
+    rows = tuple((f"{i}", "x" * (110 if i == 3 else 1)) for i in range(60))
+    sheets = {"small": rows[:2], "tall": rows[4:], "both": rows}
+    pieces = [Piece(n, n, sheet=Sheet(("a", "b"), r, ((0, 0),) * len(r))) for n, r in sheets.items()]
+    text = save("t", [Section("S", pieces)], tmp_path, facts={}).page.read_text()
+    assert re.findall(r"<figure(.*?)>", text) == ["", ' class="long"', ' class="long wide"']
+
+
 def test_fields_that_differ_are_found_within_a_method(tmp_path):
     add(tmp_path, "promptfl", 1, 50.0, local={"lr": 0.1})
     add(tmp_path, "fedotp", 1, 50.0, local={"lr": 0.2})
@@ -123,9 +137,35 @@ def test_fields_that_differ_are_found_within_a_method(tmp_path):
     assert [folder.run_id for folder in one.folders] == [best.run_id]
 
 
+def attacked(root):
+    for rule, more in (("fedavg", {}), ("krum", {"f": 2})):
+        for kind, share in (("none", 0.2), ("sign_flip", 0.2), ("sign_flip", 0.4)):
+            score = 60.0 - 50 * share * (kind != "none") * (rule == "fedavg")
+            fields = {"server": {"kind": rule, **more}, "attack": {"kind": kind, "share": share}}
+            add(root, "promptfl", 1, score, **fields)
+    return runs(root, "study")
+
+
+def test_what_attackers_do_is_drawn_rule_by_rule(tmp_path):
+    folders = attacked(tmp_path)
+    of = matter(folders)
+    assert of.settings == ["server.kind", "attack.kind", "attack.share"]  # server.f comes with its rule
+    text = reported(folders, tmp_path / "study", look=False).page.read_text()
+    titles = re.findall(r"<h3>(.*?)</h3>", text)
+    assert [title for title in titles if "attack" in title and "Global" in title and "side" not in title] == [
+        "Global acc. (%) under attack",
+        "Global acc. (%) of promptfl, 20% attack",
+        "Global acc. (%) of promptfl, 40% attack",
+    ]
+    assert '40% attack</th><th scope="col">no attack (n=200)</th><th scope="col">sign flip (n=200)' in text
+    table = pd.read_csv(tmp_path / "study" / "tables" / "acc_global-attacked-promptfl-0.4.csv")
+    assert list(table[table["rule"] == "mean"]["acc_global"]) == [60.0, 40.0]
+    assert "Not on this page" not in titles
+
+
 def test_nothing_finished_is_told(tmp_path):
     add(tmp_path, "fedotp", 1, 50.0, finish=False)
-    with pytest.raises(BadInput, match=r"^no finished run \(running\); finish one with: fedray resume RUN$"):
+    with pytest.raises(BadInput, match=r"^no finished run \(stopped\); finish one with: fedray resume RUN$"):
         reported(runs(tmp_path), tmp_path / "study", look=False)
 
 
@@ -180,7 +220,7 @@ def test_what_a_search_found(tmp_path):
     lines = searches.coordinates(study).figure.axes[0].collections[0]
     assert len(lines.get_segments()) == 12
     frame, sheet = searches.points(study)
-    assert sheet.rows[0][1] == f"{frame['objective'].max():.2f}"
+    assert sheet.rows[0][1] == f"{frame['score'].max():.2f}"
     assert len(searches.history(study).data) == 12
     with pytest.raises(BadInput, match="has 1 objective"):
         searches.front(study)

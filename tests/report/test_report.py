@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedray.data import partition
 from fedray.errors import BadInput, Unavailable
-from fedray.report import bubbles, figures, tables
+from fedray.report import bubbles, figures, style, tables, words
 from fedray.track.run import RunFolder, runs
 from fedray.types import GLOBAL, Round, Row
 
@@ -125,7 +125,7 @@ def test_grid_of_methods_and_settings(frame):
     table = tables.summary(frame, by=["method", "alpha"])
     missing = table[~((table["method"] == "fedotp") & (table["alpha"] == 1.0))]
     grid = tables.grid(missing, metric="acc_global", columns="alpha")
-    assert grid.header == ("Method", "0.1 (n=200)", "1 (n=200)")
+    assert grid.header == ("Method", "alpha 0.1 (n=200)", "alpha 1 (n=200)")
     assert grid.rows[0] == ("fedotp", "72.00 ± 2.00", "-")
     assert grid.ranks == ((0, 1, 0), (0, 2, 1), (0, 0, 2))
 
@@ -205,6 +205,66 @@ def test_curve_draws_the_means(frame):
     assert drawing.figure.get_figwidth() == figures.NARROW
 
 
+@pytest.mark.parametrize(
+    ("x", "values", "log"),
+    [
+        ("alpha", [0.1, 0.5, 1.0], True),
+        ("split.shots", [1, 2, 4, 8, 16], True),
+        ("split.shots", [2, 4], True),
+        ("method.rank", [2, 16, 128], True),
+        ("method.temperature", [0.003, 0.01, 0.03, 0.1], True),
+        ("partition.clients", [2, 10, 40], True),
+        ("method.tau", [1, 2, 4, 10, 20], True),
+        ("fraction", [0.1, 0.3, 0.5, 0.7, 1.0], False),
+        ("split.mask", [0.1, 0.5, 0.9], False),
+        ("method.depth", [1, 2, 3], False),
+        ("attack.share", [0.0, 0.2, 0.4], False),
+        ("split.shots", [8], False),
+    ],
+)
+def test_what_grows_by_factors_has_a_logarithmic_axis(x, values, log):
+    assert style.logarithmic(x, values) is log
+    frame = pd.DataFrame(
+        {"run": range(len(values)), "method": "a", "seed": 0, x: values, "acc_global": 1.0, "n_eval": 9}
+    )
+    axes = figures.curve(frame, x=x).figure.axes[0]
+    assert axes.get_xscale() == ("log" if log else "linear")
+    assert list(axes.get_xticks()) == values
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"{value:g}" for value in values]
+    assert not len(axes.get_xticks(minor=True))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("split.shots", 2, "shots 2"),
+        ("method.depth", 3, "depth 3"),
+        ("alpha", 0.1, "alpha 0.1"),
+        ("alpha", None, "alpha none"),
+        ("data", "digits", "digits"),
+        ("method.gate", False, "no gate"),
+        ("method.gate", np.True_, "gate"),
+        ("method.some_option", "x", "some option x"),
+        ("attack.kind", "sign_flip", "sign flip"),
+        ("server.kind", "fedavg", "mean"),
+    ],
+)
+def test_a_setting_is_told_in_words(column, value, told):
+    assert words.told(column, value) == told
+
+
+def test_one_word_for_each_setting_wherever_it_stands(frame):
+    assert (words.label("split.shots"), words.title("split.shots")) == ("Shots per class", "Shots")
+    assert (words.title("acc_new"), words.label("acc_new_local")) == ("New acc. (%)", "New accuracy, local (%)")
+    assert list(words.shorts(["local.lr", "method.a.x", "method.b.x"]).values()) == ["lr", "method.a.x", "method.b.x"]
+    table = tables.summary(frame.rename(columns={"alpha": "method.rank"}), by=["method", "method.rank"])
+    assert tables.grid(table, metric="acc_global", columns="method.rank").header[1:] == (
+        "rank 0.1 (n=200)", "rank 1 (n=200)",
+    )  # fmt: skip
+    drawing = figures.curve(frame.rename(columns={"alpha": "method.rank"}), x="method.rank")
+    assert drawing.figure.axes[0].get_xlabel() == "Rank"
+
+
 def test_rounds_have_a_panel_per_view(study):
     drawing = figures.rounds_curve([f for f in runs(study) if f.config["partition"]["alpha"] == 0.1])
     assert [axes.get_title() for axes in drawing.figure.axes] == ["Global model", "Local models"]
@@ -216,6 +276,11 @@ def test_a_method_looks_the_same_in_every_figure():
     alone, together = figures.styles(["fedotp"]), figures.styles(["mine", "zeroshot", "promptfl", "fedotp"])
     assert alone["fedotp"] == together["fedotp"]
     assert len(set(figures.styles([*figures.ORDER, "mine", "yours", "zeroshot"]).values())) == len(figures.ORDER) + 3
+
+
+def test_methods_of_a_figure_differ_in_colour_while_there_are_colours():
+    looks = figures.styles(["promptfl", "fedpgp", "poscoop", "ram", "mine", "yours", "fedotp"])
+    assert len({style.color for style in looks.values()}) == len(looks)
 
 
 def test_bubbles_are_the_partition(split):

@@ -358,7 +358,7 @@ def test_open_says_what_is_wrong(tmp_path):
         RunFolder.open(tmp_path)
     folder = create(tmp_path)
     (folder.path / "status.json").write_text("{")
-    with pytest.raises(Unavailable, match=r"status.json can't be read \(.*\); restore it, or delete its folder$"):
+    with pytest.raises(Unavailable, match=r"status.json can't be read \(.*\); make it anew with: fedray resume \S+$"):
         _ = RunFolder.open(folder.path).status
 
 
