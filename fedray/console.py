@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fedray.track.export import without_secrets
@@ -96,10 +97,11 @@ def describe(cell: Experiment) -> str:
 @contextmanager
 def live(titles: Sequence[str], rounds: Sequence[int]) -> Iterator[Callable[..., None]]:
     """A table of cells that keeps itself up to date; on anything but a terminal, one line per finished cell."""
-    states: dict[int, tuple[int, str, dict[str, float]]] = {}
+    began = monotonic()
+    states: dict[int, tuple[int, str, dict[str, float]]] = {cell: (0, "waits", {}) for cell in range(len(titles))}
 
     def keep(cell: int, round: int, metrics: dict[str, float], done: bool, error: str = "") -> None:
-        known = states.get(cell, (0, "", {}))
+        known = states[cell]
         states[cell] = (max(round, known[0]), _state(done, error), {**known[2], **metrics})
 
     if not sys.stdout.isatty():
@@ -115,28 +117,28 @@ def live(titles: Sequence[str], rounds: Sequence[int]) -> Iterator[Callable[...,
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(markup=False, highlight=False), refresh_per_second=4) as screen:
+    def table() -> Table:
+        return _cells(titles, rounds, states, monotonic() - began)  # a clock that goes on tells loading from hanging
 
-        def refresh(cell: int, round: int, metrics: dict[str, float], done: bool, error: str = "") -> None:
-            keep(cell, round, metrics, done, error)
-            screen.update(_cells(titles, rounds, states))
-
-        screen.update(_cells(titles, rounds, states))
-        yield refresh
+    with Live(console=Console(markup=False, highlight=False), refresh_per_second=4, get_renderable=table):
+        yield keep
 
 
-def _cells(titles: Sequence[str], rounds: Sequence[int], states: dict[int, Any], height: int = 24) -> Table:
+def _cells(
+    titles: Sequence[str], rounds: Sequence[int], states: dict[int, Any], seconds: float, height: int = 24
+) -> Table:
     """The cells that fit on a screen: those at work first, then the rest in the grid's order."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table("cell", "state", "round", "result", box=None, pad_edge=False)
-    at_work = sorted(range(len(titles)), key=lambda i: states.get(i, (0, "", {}))[1] != "at work")
+    at_work = sorted(range(len(titles)), key=lambda i: states[i][1] != "at work")
     for i in at_work[:height]:
-        round, state, metrics = states.get(i, (0, "waits", {}))
-        table.add_row(*map(Text, (titles[i], state, f"{round}/{rounds[i]}", _scores(metrics))))
+        round, state, metrics = states[i]
+        result = _scores(metrics) if metrics or state == "done" else ""
+        table.add_row(*map(Text, (titles[i], state, f"{round}/{rounds[i]}", result)))
     count = sum(state in ("done", "failed") for _, state, _ in states.values())
-    table.add_row(Text(f"{count} of {len(titles)} done"))
+    table.add_row(Text(f"{count} of {len(titles)} done · {duration(seconds)}"))
     return table
 
 

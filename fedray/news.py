@@ -39,7 +39,8 @@ def plan(cells: Sequence[Experiment], done: int, rounds: int, home: Path, how: s
         tell("plan", cells=len(cells), done=done, rounds=total, rounds_done=rounds, path=home, placement=how)
         return
     what = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
-    past = "already done" if done == len(cells) else f"{done} already done" if done else f"{total} rounds"
+    ahead = f"{total} round{'s' * (total != 1)}"
+    past = "already done" if done == len(cells) else f"{done} already done" if done else ahead
     past += f", {rounds} of them behind" if rounds and not done else ""
     say(f"plan · {what} · {past} · {how} · {home}")
     shown = [console.describe(cell) for cell in cells[:4]]
@@ -127,6 +128,8 @@ def end(
     Returns:
         What was made.
     """
+    if not json and len(folders) > 1:
+        say("drawing · tables and figures")  # some seconds in which nothing else would be seen
     from fedray.outcome import outcome  # pandas is slow to import
 
     made = outcome(folders, home, axes=axes, x=x, costs=costs, draw=len(folders) > 1)

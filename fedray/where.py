@@ -160,6 +160,8 @@ def reached(at: Where, cells: Sequence[Experiment]) -> Iterator[None]:
         yield
         return
     address = given()
+    if not address and not at.json:
+        console.say("ray · starts on this machine, in some ten seconds")
     with attached():
         from fedray.engine.nodes import Share, agree, needed
 

@@ -670,11 +670,11 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with console.live(["a [red]x[/red]", "b"], [2, 2]) as show:
+    with console.live(["a [red]x[/red]", "b", "c", "d"], [2, 2, 2, 2]) as show:
         show(0, 1, {"eval/local/acc1": 50.0}, False)
         show(0, 2, {"eval/local/acc1": 60.0}, True)
         show(1, 1, {}, True, "no [luck]")
-    out = capsys.readouterr().out
-    assert "a [red]x[/red]" in out
-    assert "local 60.0" in out
-    assert "2 of 2 done" in out
+        show(2, 2, {}, True)
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:5] == ["a [red]x[/red] done 2/2 local 60.0", "b failed 1/2", "c done 2/2 done before", "d waits 0/2"]
+    assert rows[5].startswith("3 of 4 done · 0.")

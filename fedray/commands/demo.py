@@ -13,8 +13,8 @@ from fedray.experiment import Experiment
 from fedray.study import resumable
 from fedray.where import Where
 
-DEMO: dict[str, object] = {"partition.clients": 5, "rounds": 5}
-"""What the demo's cells have in common."""
+DEMO: dict[str, object] = {"partition.clients": 5, "rounds": 12}
+"""What the demo's cells have in common; fewer rounds are too few for prompts to pass zero-shot."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def demo(at: Where) -> int:
         done = sweep(cells, study="demo", runs=at.root, placement="inline", concurrent=1, show=lambda one: board(*one))
     for cell, reason in done.failed.items():
         news.failed(cells[cell], reason, done.folders[cell].path)
-    following = [f"fedray ls --runs {at.root}", "fedray sweep --method promptfl fedotp --partition.alpha 0.1 10"]
+    following = [
+        f"fedray report demo --runs {at.root}",
+        "fedray sweep --method promptfl fedotp --partition.alpha 0.1 10",
+    ]
     news.end(done.folders, home, following, json=at.json, failed=len(done.failed))
     return 3 if done.failed else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +73,8 @@ def method(path: Path) -> str:
     Raises:
         BadInput: the file's name can't be that of a function.
     """
-    if path.suffix != ".py" or not path.stem.isidentifier() or not path.stem.islower():
+    fits = path.stem.isidentifier() and path.stem.islower() and not iskeyword(path.stem)
+    if path.suffix != ".py" or not fits:
         raise BadInput(f"--method can't be {path}: its function is named like the file, e.g. mine.py")
     return METHOD.format(name=path.stem, title=path.stem.capitalize())
 

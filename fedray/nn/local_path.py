@@ -182,7 +182,7 @@ def project(tower: VisionTower, x: Tensor, y: Tensor) -> Features:
 
 
 def _check(n: int, depth: int, layers: int, tower: str) -> None:
-    if n < 1:
-        raise BadInput(f"n is {n}; give the {tower} tower at least 1 token")
+    if n < 0:
+        raise BadInput(f"n is {n}; the {tower} tower takes 0 tokens or more")
     if not 1 <= depth <= layers:
         raise BadInput(f"depth is {depth}; the {tower} tower has {layers} layers, take 1 to {layers}")
