@@ -87,6 +87,7 @@ MISTAKES = {
     "new": "give the name of an experiment, or --method FILE; e.g. fedray new skewed",
     "new a --method a.py": "give the name of an experiment, or --method FILE; e.g. fedray new skewed",
     "new --method My-Own.py": "--method can't be My-Own.py: its function is named like the file, e.g. mine.py",
+    "new --method class.py": "--method can't be class.py: its function is named like the file, e.g. mine.py",
     "new a --protocol otdp": "unknown protocol 'otdp'. Did you mean otdpp?",
     "cp alpha_sweeep": "study alpha_sweeep does not exist. Did you mean alpha_sweep?",
     "run gone.py": "study gone.py does not exist; see those that come along with: fedray ls studies",
