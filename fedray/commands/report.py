@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,7 +37,8 @@ class Report:
     def __call__(self) -> int:
         """Do it."""
         folders = several(self.what, options.place(self).root)
-        saved = reported(folders, place(self.what, folders), look=not self.numbers_only)
+        tell = (lambda _: None) if self.json else console.say
+        saved = reported(folders, place(self.what, folders), look=not self.numbers_only, tell=tell)
         if self.json:
             console.tell("report", page=saved.page, files=saved.files)
         else:
@@ -53,18 +54,22 @@ def place(name: str, folders: Sequence[RunFolder]) -> Path:
     return first.path if alone else first.path.parent
 
 
-def reported(folders: Sequence[RunFolder], home: Path, *, look: bool) -> Saved:
+def reported(
+    folders: Sequence[RunFolder], home: Path, *, look: bool, tell: Callable[[str], object] = lambda _: None
+) -> Saved:
     """Make all figures and tables and the page.
 
     Args:
         folders: runs; those not finished are left out.
         home: where figures, tables and the page go.
         look: let models go forward once more, for what run folders don't hold.
+        tell: called with a line before each part, for all takes a while.
 
     Raises:
         BadInput: no run is finished.
         Unavailable: a file is damaged, or `home` can't be written.
     """
+    tell(f"reading · {len(folders)} run{'s' * (len(folders) != 1)} · {home}")
     from fedray.report import chapters, page
     from fedray.report.contents import facts, matter
 
@@ -76,7 +81,9 @@ def reported(folders: Sequence[RunFolder], home: Path, *, look: bool) -> Saved:
     else:
         sections = chapters.chapters(of)
     if look:
+        tell("asking · the models, once more, about some images")
         sections += looked(of.folders, of.left_out)
+    tell("drawing · figures, tables and the page")
     one = home == folders[0].path
     title = f"{home.parent.name}/{home.name}" if one else home.name
     return page.save(title, sections, home, facts=facts(of), left_out=of.left_out)

@@ -81,7 +81,9 @@ def pareto(frame: pd.DataFrame, *, by: Sequence[str], score: str, note: str = ""
             axes.annotate(named(by[0], row[by[0]]), (row["moved"], row[score]), (4, 0), textcoords="offset points",
                           fontsize=6, va="center", color="#555555")  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         if data["moved"].max() < 8 * data["moved"].min():  # less than a decade: no tick would be labelled
             axes.set_xscale("linear")
         axes.set(xlabel="Sent and received in a run, all clients (MB)", ylabel=label(score))

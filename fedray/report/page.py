@@ -105,6 +105,7 @@ def _view(piece: Piece, paths: Sequence[Path], room: int) -> tuple[dict[str, obj
         if len(image) > room:
             return view | {"note": f"too large for this page: see {links[1][1]}"}, 0
         small = piece.drawing.figure.get_supxlabel()
+        view["shape"] = "picture"
         return view | {"image": image, "alt": f"{piece.title}. {small}", "width": _width(piece.drawing)}, len(image)
     if piece.sheet is not None:
         rows = [list(zip(*line, strict=True)) for line in zip(piece.sheet.rows, piece.sheet.ranks, strict=True)]

@@ -117,6 +117,19 @@ def test_text_from_outside_stays_text(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
+def test_a_field_in_which_one_of_many_differs_is_part_of_its_name(tmp_path):
+    for method in ("promptfl", "coop", "kgcoop"):
+        add(tmp_path, method, 1, 50.0, local={"lr": 0.1})
+    for lr, score in ((0.1, 40.0), (0.2, 60.0)):
+        add(tmp_path, "fedotp", 1, score, local={"lr": lr})
+    of = matter(runs(tmp_path))
+    assert (of.axes, of.settings) == ([], [])
+    assert list(of.frame["method"]) == ["coop", "fedotp, lr 0.1", "fedotp, lr 0.2", "kgcoop", "promptfl"]
+    (one,) = slices(of)
+    assert one.title == "fedotp, lr 0.2"  # its better one, so that each method is there once
+    assert [folder.config["method"]["name"] for folder in one.folders] == ["coop", "fedotp", "kgcoop", "promptfl"]
+
+
 def test_long_and_wide_tables_are_known_to_the_printer(tmp_path):
     rows = tuple((f"{i}", "x" * (110 if i == 3 else 1)) for i in range(60))
     sheets = {"small": rows[:2], "tall": rows[4:], "both": rows}
