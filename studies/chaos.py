@@ -82,7 +82,9 @@ CASES = {
         "private states: the free bytes were not told, and the half-written file stayed on the full disk",
     ),
     "9": Case(
-        "SIGINT, SIGINT twice, SIGTERM", ("chaos/test_stops.py -k asked", "test_cli.py -k 'interrupted or sigterm'")
+        "SIGINT, SIGINT twice, SIGTERM",
+        ("chaos/test_stops.py -k asked", "test_cli.py -k 'interrupted or sigterm'"),
+        "on actors Ray took SIGTERM over: exit code 15, no command; after two SIGINT a listing said running",
     ),
     "10": Case(
         "MLflow locked, failing in half of the calls, down",
@@ -122,7 +124,8 @@ CASES = {
     "18": Case(
         "a run resumed with one field changed; generated configurations",
         ("chaos/test_changes.py", "chaos/test_words.py -k generated"),
-        "an empty old value was not shown; method: 1e30 was a traceback, data.augment: none was read as null",
+        "an empty old value and the remedy were not told; method: 1e30 and a seed of 31 digits were tracebacks, "
+        "data.augment: none was null",
     ),
     "19": Case("override lines through a shell", ("chaos/test_words.py -k shell",)),
     "20": Case("partitions at their limits", ("data/test_partition.py", "data/test_skew.py")),
@@ -136,10 +139,20 @@ CASES = {
         ("chaos/test_canary.py", "engine/test_private.py"),
         "a password with @ or / was shown in part; status.json kept URIs",
     ),
-    "properties": Case("hypothesis properties of aggregation, transport, files", ("chaos/test_properties.py",)),
+    "properties": Case(
+        "hypothesis properties of aggregation, plans, files, experiments",
+        (
+            "chaos/test_properties.py",
+            "fed/test_server.py",
+            "nn/test_transport.py -k permuting",
+            "track/test_files.py",
+            "test_experiment.py -k 'identity or id_changes'",
+        ),
+    ),
     "25": Case(
         "differential privacy: accounting, kills; sockets",
         ("chaos/test_kills.py -k private", "chaos/test_privacy.py", "chaos/test_sockets.py", "fed/test_privacy.py"),
+        "epsilon of sampled rounds was 3 to 73 % too much in 8 of 60 settings",
     ),
     "soak": Case(
         "all of it in any order: start, kill, resume, fork, seeds, changes, flipped bits, lost caches",
@@ -212,7 +225,7 @@ def _pytest(words: str, report: Path, lines: Path, long: bool) -> Count:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """The counts as Markdown, a line for each thing that was counted."""
+    """The counts as Markdown, a line for each thing that was counted; tests where nothing else was, or one failed."""
     rows = [
         "| case | what is injected, and counted | form | tried | passed | s | failed at first |",
         "|---|---|---|---:|---:|---:|---|",
@@ -223,9 +236,9 @@ def table(found: dict[str, Any]) -> list[str]:
         title = f"case {name}" if name.isdigit() else name
         form, seconds = found[name]["form"], found[name]["seconds"]
         rows.append(f"| {title} | **{case.injected}** | {form} | | | {seconds:,} | {case.first} |")
-        rows += [
-            f"| | {p['what']} | | {p['tried']:,} | {p['passed']:,} | | |" for p in found[name]["parts"] if p["tried"]
-        ]
+        *counted, tests = found[name]["parts"]
+        told = counted if counted and tests["passed"] == tests["tried"] else [*counted, tests]
+        rows += [f"| | {p['what']} | | {p['tried']:,} | {p['passed']:,} | | |" for p in told if p["tried"]]
     return rows
 
 

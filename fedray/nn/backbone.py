@@ -209,7 +209,7 @@ def _random(config: Mapping[str, Any], seed: int) -> Params:
     from open_clip.model import CLIP
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**64)  # which is what torch takes; any whole number is a seed
         return dict(CLIP(**config).state_dict())
 
 

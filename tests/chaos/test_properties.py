@@ -79,4 +79,4 @@ def test_every_field_is_part_of_the_id(tally: Tally) -> None:
             tried += 1
             passed += (plain.override(**{path: value}).id == plain.id) == same
     assert len(TAKEN) > 40 and tried > 100
-    tally("18", "fields that are part of a run's id", tried, passed)
+    tally("properties", "fields that are part of a run's id", tried, passed)

@@ -19,6 +19,7 @@ from fedray.data.partition import Partition
 from fedray.experiment import Experiment, Server, as_dict, flatten, from_dict
 from fedray.fields import leaves
 from fedray.flags import resolve
+from fedray.nn import backbone
 from fedray.track.run import runs
 
 pytestmark = pytest.mark.chaos
@@ -199,6 +200,10 @@ def test_generated_configurations(tmp_path: Path, fedray: Fedray, tally: Tally, 
     print("\n".join(wrong))
     assert ends[0] > count / 20 and ends[2] > count / 10, ends
     tally("18", f"generated configurations ({ends[0]} ran, {ends[2]} refused)", count, count - len(wrong))
+
+
+def test_a_seed_of_any_size() -> None:
+    assert backbone.load("tiny", None, seed=10**30).digest != backbone.load("tiny", None, seed=1).digest
 
 
 # ---- 19: through a shell ----
