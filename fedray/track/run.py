@@ -145,8 +145,8 @@ class RunFolder:
         """What to say of the run: that of `status`, or "stopped" where it says running and nobody is, or "damaged"."""
         return status.told(self.path).state
 
-    def _set(self, **fields: Any) -> None:
-        status.write(self.path, self.status, **fields)
+    def _set(self, *, sync: bool = True, **fields: Any) -> None:
+        status.write(self.path, self.status, sync=sync, **fields)
 
     def begin(self, forked_from: str | None = None) -> None:
         """Says that the first round starts now: a folder may have waited for its turn. `forked_from`: another run."""
@@ -181,7 +181,7 @@ class RunFolder:
         with files.writing(self.path):
             checkpoint.prune(self.path / "ckpt", done.round)
             files.clear(self.path)
-        self._set(state="running", round=done.round)
+        self._set(sync=False, state="running", round=done.round)  # the checkpoint is the truth
 
     def _write_tables(self, rows: list[files.Record], *, sync: bool = True) -> dict[str, str]:
         parts = ([row for row in rows if row[1] == GLOBAL], [row for row in rows if row[1] != GLOBAL])

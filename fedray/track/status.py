@@ -56,15 +56,17 @@ def read(run: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def write(run: Path, old: Mapping[str, Any], **fields: Any) -> None:
+def write(run: Path, old: Mapping[str, Any], *, sync: bool = True, **fields: Any) -> None:
     """Puts `old` with these fields changed in place; a field that is None goes, but for rounds.
+
+    Without `sync` a crash of the machine may leave a damaged one, which a resume makes anew.
 
     Raises:
         Unavailable: the place can't be written.
     """
     status = {**old, "updated": layout.now(), **fields}
     kept = {key: value for key, value in status.items() if value is not None or key == "rounds"}
-    files.replace(run / NAME, files.to_json(files.sealed(kept)))
+    files.replace(run / NAME, files.to_json(files.sealed(kept)), sync=sync)
 
 
 def told(run: Path) -> Told:
