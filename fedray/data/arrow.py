@@ -116,7 +116,8 @@ def mapped(path: Path, sha256: str) -> dict[str, list[NDArray[Any]]]:
         if sha(path) != sha256:
             raise Unavailable(f"{path}: is not the file that was stored; run again to compute it anew")
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as error:
+        # the last ones come from extension types that a library has registered with Arrow: Ray's, of tensors
         raise Unavailable(f"{path}: {getattr(error, 'strerror', 0) or error}; run again to compute it anew") from error
     if any(field.metadata or not pa.types.is_fixed_size_list(field.type) for field in reader.schema):
         raise Unavailable(f"{path}: has columns that fedray does not write; delete it and run again")

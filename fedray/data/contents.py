@@ -191,7 +191,7 @@ def _recalled(path: Path, level: int = logging.WARNING) -> Note:
         if _digest(note) == told:
             return note
         why = "its digest does not match"
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as error:
         why = type(error).__name__
     log.log(level, "%s: damaged (%s), reading the files anew", path, why)
     return NOTHING

@@ -108,7 +108,8 @@ def load(path: Path) -> tuple[list[Indices], Indices | NDArray[np.int8]]:
         )
     except FileNotFoundError:
         raise Unavailable(f"{path}: no such partition; write it anew") from None
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, LookupError, ValueError, TypeError, AttributeError) as error:
+        # the last ones come from extension types that a library has registered with Arrow: Ray's, of tensors
         raise Unavailable(f"{path}: damaged ({type(error).__name__}); write it anew") from error
     if not whole:
         raise Unavailable(f"{path}: damaged, its digest does not match; write it anew")

@@ -284,8 +284,8 @@ def _pairs(image: bytes, parquet: bool) -> list[tuple[int, int]]:
     try:
         source = pa.BufferReader(image)
         table = pq.ParquetFile(source, arrow_extensions_enabled=False).read() if parquet else csv.read_csv(source)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from None
+    except (pa.ArrowException, OSError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(str(error)) from None  # the last ones from extension types that a library has registered
     columns = []
     for name in ("round", "client"):
         if table.column_names.count(name) != 1:

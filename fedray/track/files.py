@@ -274,8 +274,9 @@ def from_parquet(data: bytes) -> list[Record]:
         table = file.read(columns=COLUMNS)
         if table.column_names != COLUMNS:
             raise ValueError(f"columns {', '.join(file.schema_arrow.names)} are not {', '.join(COLUMNS)}")
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a Parquet file ({str(error).splitlines()[0]})") from error
+    except (pa.ArrowException, OSError, LookupError, TypeError, AttributeError) as error:
+        # the last ones come from extension types that a library has registered with Arrow: Ray's, of tensors
+        raise ValueError(f"not a Parquet file ({one_line(error)})") from error
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 

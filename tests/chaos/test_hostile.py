@@ -182,11 +182,33 @@ def test_arrow_extension_types(name: str, tmp_path: Path, goal: Path, tally: Tal
         writer.write_table(table)
     passed = rejects(lambda: partitions.load(path)) and not goal.exists()
     passed += rejects(lambda: files.from_parquet(path.read_bytes())) and not goal.exists()
-    assert read_trace(path, 1, 1).there == {1: (0,)}  # its columns are read as the numbers that they are
+    try:  # its columns are read as the numbers that they are, where nobody knows the type
+        assert read_trace(path, 1, 1).there == {1: (0,)}
+    except BadInput:
+        assert not name.startswith("arrow.")
     assert contents._recalled(path) == contents.NOTHING  # a note is made anew
-    with pytest.raises(Unavailable, match="has columns that fedray does not write"):
+    with pytest.raises(Unavailable, match=r"has columns that fedray does not write|run again"):
         arrow.mapped(note, arrow.sha(note))
     tally("15", f"Arrow extension type {name}", 5, passed + 3 * (not goal.exists()))
+
+
+@pytest.mark.parametrize("kind", [AttributeError, TypeError, KeyError, ValueError])
+def test_an_extension_type_that_somebody_registered(kind: type[Exception], tmp_path: Path, goal: Path) -> None:
+    """Ray registers types for tensors, which fail in ways of their own where a file only claims to hold them."""
+
+    class Loud(pa.ExtensionType):  # type: ignore[misc]
+        def __arrow_ext_serialize__(self) -> bytes:
+            return b""
+
+        @classmethod
+        def __arrow_ext_deserialize__(cls, storage: pa.DataType, serialized: bytes) -> Any:
+            raise kind("not mine")
+
+    pa.register_extension_type(Loud(pa.int32(), "fedray.test.loud"))
+    try:
+        test_arrow_extension_types("fedray.test.loud", tmp_path, goal, lambda *_: None)
+    finally:
+        pa.unregister_extension_type("fedray.test.loud")
 
 
 def test_data_sets(tmp_path: Path, goal: Path, tally: Tally) -> None:

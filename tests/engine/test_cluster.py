@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import ray
 
 from fedray.engine import cluster as room
 from fedray.engine.cluster import attached, free_memory
@@ -270,6 +271,8 @@ def test_sigterm_stays_with_who_had_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(room, "_start", start)
     monkeypatch.setattr(room, "given", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's may be
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     try:
         with attached():
             os.kill(os.getpid(), signal.SIGTERM)
