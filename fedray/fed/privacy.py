@@ -194,10 +194,15 @@ STEPS, LEAST, MOST = 1000, 1e-7, 0.1
 @cache
 def _exact(of: Mechanism, noise: float, rounds: int, delta: float, step: float) -> float:
     """By the distribution of the privacy loss, in whole steps, rounded up; a hundredth of a percent above the truth."""
-    dp = _accounting()
-    accountant = dp.pld.PLDAccountant(value_discretization_interval=step)
-    accountant.compose(dp.PoissonSampledDpEvent(of.come / of.clients, dp.GaussianDpEvent(noise)), rounds)
-    return float(accountant.get_epsilon(delta))
+    return float(_losses(of, noise, step).self_compose(rounds).get_epsilon_for_delta(delta))
+
+
+@cache
+def _losses(of: Mechanism, noise: float, step: float) -> Any:
+    """The distribution of one round's privacy loss: that of several is composed of it."""
+    pld = _accounting().pld.privacy_loss_distribution
+    share = of.come / of.clients
+    return pld.from_gaussian_mechanism(noise, value_discretization_interval=step, sampling_prob=share)
 
 
 def _gaussian(noise: float, delta: float) -> float:
