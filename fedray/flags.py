@@ -139,6 +139,17 @@ def parse(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, list[S
     return found
 
 
+def single(flags: Mapping[str, Sequence[Scalar]], remedy: str) -> dict[str, Scalar]:
+    """The value of each flag, for a command that makes one experiment and no grid.
+
+    Raises:
+        BadInput: a flag has more than one.
+    """
+    if extra := next((path for path, values in flags.items() if len(values) > 1), None):
+        raise BadInput(f"{extra} takes one value, got {len(flags[extra])}; {remedy}")
+    return {path: values[0] for path, values in flags.items()}
+
+
 def scalar(text: str) -> Scalar:
     """A word of the command line as a value: number, true, false, null, or else text. Quotes make it text."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":

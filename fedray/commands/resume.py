@@ -16,7 +16,7 @@ from fedray.commands.options import Actors, Address, Copy, Json, Placed, Runs, S
 from fedray.commands.run import run
 from fedray.errors import BadInput
 from fedray.experiment import as_dict, from_dict
-from fedray.flags import parse
+from fedray.flags import parse, single
 from fedray.recipe import Scalar
 from fedray.track import whole
 from fedray.track.names import differences
@@ -56,9 +56,7 @@ def resume(name: str, at: Where, fields: Mapping[str, Sequence[Scalar]] = Mappin
     if file.endswith(".py") and not Path(file).is_file():
         raise BadInput(f"run {folder.run_id} needs its method's file {file}, which is gone; put it back there")
     experiment = whole.experiment(folder, from_dict)
-    if extra := next((path for path, values in fields.items() if len(values) > 1), None):
-        raise BadInput(f"{extra} takes one value, got {len(fields[extra])}; resume goes on with the run's own")
-    wanted = experiment.override(**{path: values[0] for path, values in fields.items()})
+    wanted = experiment.override(**single(fields, "resume goes on with the run's own"))
     old, new = as_dict(experiment), as_dict(wanted)
     if different := differences(old, new):
         raise BadInput(whole.refused(folder.path, different, old, new))

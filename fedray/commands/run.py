@@ -18,7 +18,7 @@ from fedray.engine import samedata
 from fedray.errors import BadInput
 from fedray.experiment import Experiment, as_dict, flatten, from_dict
 from fedray.fields import show_config
-from fedray.flags import Request, parse, resolve
+from fedray.flags import Request, parse, resolve, single
 from fedray.study import Failed, possible, resumable
 from fedray.track import checkpoint, whole
 from fedray.track.run import RunFolder
@@ -121,12 +121,10 @@ def forked(name: str, round: int | None, words: Sequence[str], options: Iterable
             f" after round {round}; take one of {', '.join(map(str, sorted(kept)))}" if kept else " yet; let it begin"
         )
         raise BadInput(f"run {source.run_id} has no checkpoint{after}")
-    flags = parse(words, options)
-    if extra := next((path for path, values in flags.items() if len(values) > 1), None):
-        raise BadInput(f"{extra} takes one value, got {len(flags[extra])}; fork once for each")
+    flags = single(parse(words, options), "fork once for each")
     base = whole.experiment(source, from_dict)
     point = {"forked_from": f"{source.study}/{source.run_id}@{kept[0] if round is None else round}"}
-    changed = base.override(**{path: values[0] for path, values in flags.items()}, **point)
+    changed = base.override(**flags, **point)
     where = dict.fromkeys(flatten(as_dict(changed)), f"run {source.run_id}") | {p: f"--{p}" for p in flags}
     return Request(changed, {}, where | {"forked_from": "--fork"})
 

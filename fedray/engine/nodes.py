@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds that a node may take to answer: a process is started there."""
 
-
 MARK = ".driver"
 """File in a run's private folder with the word of whoever drives it."""
 
