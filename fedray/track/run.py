@@ -164,9 +164,9 @@ class RunFolder:
         if done.round <= self._mark.round:
             raise ValueError(f"round {done.round} after round {self._mark.round}")
         new = [(int(r), int(k), str(m), float(v), int(n)) for r, k, m, v, n in rows]
-        for row in new:
-            if not METRIC.fullmatch(row[2]):
-                raise ValueError(f"metric {row[2]!r} has other characters than a-z 0-9 _ /")
+        for name in dict.fromkeys(row[2] for row in new):
+            if not METRIC.fullmatch(name):
+                raise ValueError(f"metric {name!r} has other characters than a-z 0-9 _ /")
         lines = files.to_lines(new)
         total = self._hash.copy()
         total.update(lines)

@@ -101,7 +101,7 @@ def test_tune_s_place_is_no_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_sweep_and_a_search_that_go_on(
     long_only: None, tmp_path: Path, cache: Path, goal: Path, tally: Tally
 ) -> None:

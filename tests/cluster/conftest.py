@@ -53,7 +53,7 @@ def scene(tmp_path: Path, cache: Path) -> Scene:
             command = [sys.executable, str(SCENES), name, str(tmp_path / name), str(cache)]
             try:
                 done = subprocess.run(
-                    command, env=kept | mine | environment, capture_output=True, text=True, timeout=400, check=False
+                    command, env=kept | mine | environment, capture_output=True, text=True, timeout=1000, check=False
                 )
             finally:
                 ended(short)

@@ -30,7 +30,7 @@ SMALL = {
 STORE = 80 << 20
 """Bytes of a node's object store: little more than the least that Ray takes."""
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 
 HEAD = "f" * 51 + "00000"
 """What Ray's make-believe cloud calls its head."""

@@ -10,7 +10,7 @@ import pytest
 
 from fedray import run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 def test_nodes_come_when_a_run_asks_for_them(

@@ -67,7 +67,7 @@ def test_a_type_that_nobody_has_is_refused(three_nodes: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_hosts_sit_where_they_should(scene: Callable[..., dict[str, Any]]) -> None:
     found = scene("gpus")
     on = Counter((node, *ids) for node, ids, _ in found["dealt"])

@@ -14,7 +14,7 @@ import pytest
 from fedray import run
 from fedray.experiment import Experiment, grid
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 Scene = Callable[..., dict[str, Any]]
 

@@ -236,7 +236,7 @@ def script(text: str, folder: Path, *arguments: str, **environment: str) -> str:
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -190,7 +190,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_every_panel_finds_something(prometheus: int) -> None:
     """All queries at one moment; those of GPUs, which are not there, must at least be understood."""
 
@@ -206,7 +206,7 @@ def test_every_panel_finds_something(prometheus: int) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_rules_see_the_run_and_the_refused(prometheus: int) -> None:
     until(lambda: asked(prometheus, "fedray:round_seconds:usual"), lambda: "the usual round is not recorded")
     expr = {rule.get("alert", rule.get("record", "")): rule["expr"] for rule in rules()}

@@ -30,7 +30,7 @@ def python(script: str, tmp_path: Path, *arguments: str, **environment: str) -> 
         env=clean | environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -77,7 +77,7 @@ def study(root: Path, cells: int, rounds: int) -> None:
     (tables / "summary.csv").write_text("a,b")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("when", [("log_batch", 3)])
 def test_server_killed_in_the_middle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], when: tuple[str, int]
