@@ -135,7 +135,7 @@ class Experiment:
         """
         tree = as_dict(self)
         tree["method"]["name"] = self.method.reference
-        for path in sorted(changes, key=lambda p: (p.count("."), not p.endswith(".kind"), p)):
+        for path in sorted(changes, key=lambda p: (p.count("."), not p.endswith((".kind", "method.name")), p)):
             _put(tree, path, changes[path])
         return from_dict(tree)
 

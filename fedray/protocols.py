@@ -7,8 +7,12 @@ Not part of a protocol: the method and its options, the data set (a paper has se
 all of them) and the seed (most papers report three). Learning rates are for real CLIP. Server weighting and rates of
 single parameters come with the method. Where a paper is silent the value is ours, and said so.
 
+Nor are the random crops and flips that FedOTP, FedPGP, pFedMoAP and pFedMMA train with, as Dassl has it: `data.augment`
+standard asks for them, and trains on pixels in place of stored features.
+
 What no field can say, for all of them: accuracies that are means of the last rounds (take them from rounds.parquet),
-an optimiser whose momentum leaks between clients, a first round in which everyone trains, early stopping.
+an optimiser whose momentum leaks between clients, a first epoch at a rate of 1e-5, epochs without their last, smaller
+batch, a first round in which everyone trains, early stopping.
 """
 
 from __future__ import annotations
@@ -174,7 +178,8 @@ fedtpg = _protocol(
 
 The number of clients follows from the data set; it is 2 for Caltech101, Flowers102, FGVC-Aircraft, UCF101 and Food101,
 1 for Oxford Pets and DTD, 4 for Stanford Cars, 9 for SUN397, and a wrong one is told with the right one. Not expressed:
-one federation over nine data sets; here each has its own.
+one federation over nine data sets, here each has its own; and its local accuracy, which tells a client's own classes
+from each other alone, where eval/local tells them from all base classes.
 """
 
 fedmpt = _protocol(
@@ -192,7 +197,8 @@ fedmpt = _protocol(
 """FedMPT, several labels per image: as many k-means clusters of image features as t % of the classes, t 10 to 100.
 
 12 is t = 60 for VOC2007's 20 classes; its table has partition.clients 2, 4, 8, 12, 16 and 20 (COCO 8 to 80, NUS-WIDE 8
-to 81). COCO, NUS-WIDE and MLRSNet take rounds 200. Part annotation: split.mask 0.1 to 0.9 at t = 60.
+to 81). COCO, NUS-WIDE and MLRSNet take rounds 200. Part annotation: split.mask 0.1 to 0.9 at t = 60. Not expressed: of
+methods with private parts the paper scores every client's model on the whole test set; here on images like its own.
 """
 
 fedrsic = _protocol(

@@ -24,6 +24,13 @@ def test_another_method_starts_from_its_own_defaults():
     assert e.method == Recipe("otdpp")
 
 
+@pytest.mark.parametrize("key", ["method", "method.name"])
+def test_a_method_and_its_options_come_in_any_order(key):
+    for changes in ({key: "fedotp", "method.mass": 0.5}, {"method.mass": 0.5, key: "fedotp"}):
+        e = Experiment().override(**changes)
+        assert (e.method.name, e.method.options["mass"]) == ("fedotp", 0.5)
+
+
 def test_another_partition_keeps_the_clients():
     e = Experiment().override(**{"partition.clients": 7, "partition": "iid"})
     assert (e.partition.kind, e.partition.clients) == ("iid", 7)
@@ -50,6 +57,7 @@ def test_function_survives_an_override():
         ({"split.shots_per": "client"}, "split.shots_per must be one of 'class' or 'domain', got 'client'"),
         ({"local.lr": "fast"}, "local.lr must be a number, got 'fast'"),
         ({"local.lr": float("nan")}, "local.lr must be "),
+        ({"local.weight_decay": float("inf")}, "local.weight_decay must be finite, got inf"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"split.shots": 0}, "split.shots must be >= 1, got 0"),
         ({"clip.precision": "fp16"}, "clip.precision must be one of 'fp32' or 'bf16', got 'fp16'"),

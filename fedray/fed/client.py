@@ -63,6 +63,7 @@ class Setup(NamedTuple):
     exams: tuple[Exam, ...] = ()
     augment: Literal["none", "standard"] = "none"  # of pixels, in training alone
     frozen: Samples | None = None  # features of `train` beside its pixels, for a teacher that sees no prompts
+    held: tuple[np.ndarray, ...] | None = None  # all that clients hold, where `shards` are what they get through
 
 
 class World(NamedTuple):
@@ -108,7 +109,7 @@ def fit(world: World, job: Job, private: Params) -> tuple[Result, Params]:
     setup, method = world.setup, world.method
     shard = setup.shards[job.client]
     load(method, {**job.shared, **private})
-    task, own = _label_space(setup, shard, world.device)
+    task, own = _label_space(setup, job.client, world.device)
     given = Given(world.clip, task, job.shared, job.inbox)
     named = list(method.named_parameters())
     learnable = [parameter for _, parameter in named]
@@ -184,11 +185,12 @@ def factor(rates: Mapping[str, float], name: str) -> float:
     return next((value for pattern, value in rates.items() if fnmatchcase(name, pattern)), 1.0)
 
 
-def _label_space(setup: Setup, shard: np.ndarray, device: torch.device) -> tuple[Task, Tensor | None]:
+def _label_space(setup: Setup, client: int, device: torch.device) -> tuple[Task, Tensor | None]:
     """The task that a client trains for, and its classes' positions in the whole one (None: all of them)."""
     if setup.local.label_space == "all":
         return setup.task, None
-    own = torch.from_numpy(np.unique(setup.train.labels[shard])).to(device)
+    held = setup.shards if setup.held is None else setup.held  # a straggler knows the classes that it did not get to
+    own = torch.from_numpy(np.unique(setup.train.labels[held[client]])).to(device)
     return setup.task.take(own), own
 
 

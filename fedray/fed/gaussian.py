@@ -3,7 +3,8 @@
     average = sum_r v_r theta_r / sum_r v_r,   v_r = exp(-((r - centre) / width)^2 / 2)
 
 theta_r is the model after round r, by FedAvg; the next round starts from it, and clients are scored with it. The global
-model, in evaluation and in the run's last checkpoint, is the average over the rounds so far.
+model, in evaluation and in the run's last checkpoint, is the average over the rounds so far. Rounds that nobody took
+part in have no weight.
 Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023, section 3.2,
 over epochs of central training; over rounds it is our reading. Their centre is 3/4 of the epochs, their width 1/20.
 """

@@ -2,6 +2,9 @@
 
 A fresh momentum per local training is deliberate. Public code of this field builds one optimiser for all clients, so
 that the momentum of one moves the next one's prompt; that would make results depend on the order of clients.
+
+That code, Dassl's, has two more habits which nothing here has: a first epoch at a rate of 1e-5 (warm-up), and an epoch
+without its last batch where that is smaller. Of few images that batch may be most of the epoch.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Local:
     epochs: int = Field(default=1, ge=1)  # passes over the client's images at each visit
     batch: int = Field(default=8, ge=1)  # images per step; the last batch of an epoch may be smaller
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    weight_decay: float = Field(default=5e-4, ge=0)
+    weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
     schedule: Literal["constant", "cosine"] = "constant"  # of lr over the rounds
     label_space: Literal["all", "own"] = "all"  # classes that a client trains against: the task's, or its own images'
     group: int = Field(default=1, ge=0)  # clients that train as one batch, to rounding; 0: as memory holds

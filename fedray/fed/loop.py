@@ -256,7 +256,8 @@ def _view(scores: Scores) -> str:
 
 def _over_clients(own: Sequence[Scores]) -> dict[str, float]:
     """Means over clients, and of the headline metric how it spreads."""
-    names = list(dict.fromkeys(name for s in own for name in s.metrics))
+    fullest = sorted(own, key=lambda s: -len(s.metrics))  # of images that show no class there is a loss, and no map
+    names = list(dict.fromkeys(name for s in fullest for name in s.metrics))
     values = {name: np.array([s.metrics[name] for s in own if name in s.metrics]) for name in names}
     head, n = names[0], np.array([s.n for s in own if names[0] in s.metrics])
     spread = {

@@ -164,7 +164,7 @@ def lightened(setup: Setup, jobs: Sequence[Job], who: Participation) -> Setup:
             some = batch * max(1, math.ceil(share * math.ceil(held / batch)))
             order = rng(setup.seed, "work", job.round, job.client).permutation(held)
             shards[job.client] = shards[job.client][sorted(order[:some])]
-    return setup._replace(shards=tuple(shards))
+    return setup._replace(shards=tuple(shards), held=setup.shards)
 
 
 def trained(clients: Clients, jobs: Sequence[Job], conduct: Conduct = PLAIN) -> Iterator[Result | Fault]:

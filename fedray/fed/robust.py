@@ -73,7 +73,7 @@ class Trimmed:
         """The mean of what lies between the extremes."""
         results = [r for r in in_order(results) if r.n or self.weighting == "uniform"]
         weights = shares([r.n for r in results], self.weighting)
-        cut = int(self.share * len(results) + 1e-9)
+        cut = min(int(self.share * len(results) + 1e-9), (len(results) - 1) // 2)  # somebody stays
 
         def inner(values: Tensor) -> Tensor:
             return trimmed(values, weights, cut)

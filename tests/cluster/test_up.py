@@ -196,7 +196,7 @@ def up(desk: Path, served: tuple[Path, str]) -> Up:
         "HOME": str(mine), "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "token",
         "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(desk / "m"),
     }  # fmt: skip
-    said = call([BIN / "ray", "up", "-y", "--no-config-cache", str(file)], env, 400)
+    said = call([BIN / "ray", "up", "-y", "--no-config-cache", str(file)], env, 900)
     assert token.read_text() == "0123456789abcdef" * 4, said
     return Up(file, desk / "shared", f"http://127.0.0.1:{dashboard}", env, time.monotonic() - start)
 
@@ -218,7 +218,7 @@ def told(out: str, up: Up) -> None:
 
 
 def test_ray_submit_runs_a_study_on_the_cluster(up: Up) -> None:
-    out = call([BIN / "ray", "submit", up.file, ROOT / "studies" / "shots.py", "--", "--smoke"], up.env, 240)
+    out = call([BIN / "ray", "submit", up.file, ROOT / "studies" / "shots.py", "--", "--smoke"], up.env, 600)
     told(out, up)
     found = runs(up.shared / "runs", "shots")
     assert found and all(run.status["state"] == "done" for run in found)
@@ -231,10 +231,10 @@ def test_ray_job_submit_runs_another(up: Up) -> None:
     folder.mkdir()
     shutil.copy(ROOT / "studies" / "n_ctx.py", folder)
     ask = [BIN / "ray", "job", "submit", "--address", up.dashboard, "--working-dir", folder]
-    out = call([*ask, "--", "python", "n_ctx.py", "--smoke", "--mlflow", "off"], up.env, 240)
+    out = call([*ask, "--", "python", "n_ctx.py", "--smoke", "--mlflow", "off"], up.env, 600)
     told(out, up)
     assert all(run.status["state"] == "done" for run in runs(up.shared / "runs", "n_ctx"))
-    again = call([*ask, "--", "python", "n_ctx.py", "--smoke", "--mlflow", "off"], up.env, 240)
+    again = call([*ask, "--", "python", "n_ctx.py", "--smoke", "--mlflow", "off"], up.env, 600)
     assert "already done" in again  # what is on the shared disk is not run twice
 
 

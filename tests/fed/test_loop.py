@@ -111,6 +111,21 @@ def test_the_sum_is_fedavg_and_the_numbers_are_right():
     assert metric(done, "agg/accepted") == 4
 
 
+def test_the_headline_is_the_same_whoever_has_no_images_to_be_asked_about():
+    """Of several labels, images that show no class have a loss alone: no reason to say how the loss spreads."""
+
+    class Several(MadeUp):
+        def score(self, jobs):
+            for j in jobs:
+                known = {"map": 10.0 * j.client} if j.client > 0 else {}
+                yield Scores(j.round, j.client, 1, {**known, "loss": 1.0})
+
+    (done,) = rounds({"p": torch.zeros(2)}, FedAvg(), Several(), clients=range(4), total=1)
+    assert metric(done, "eval/local/map") == 20.0
+    assert metric(done, "eval/local/map_min") == 10.0
+    assert not [r for r in done.rows if r.metric.startswith("eval/local/loss_")]
+
+
 def test_evaluation_has_a_cadence_and_an_end():
     made_up = list(rounds({"p": torch.zeros(1)}, FedAvg(), MadeUp(), clients=range(2), total=5, evaluate_every=2))
     assert [any(r.metric == "eval/global/acc1" for r in d.rows) for d in made_up] == [False, True, False, True, True]

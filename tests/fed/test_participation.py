@@ -8,8 +8,8 @@ import torch
 from fedray.build import build
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
+from fedray.fed import client, participation
 from fedray.fed import clients as hosted
-from fedray.fed import participation
 from fedray.fed.attacks import Attack, attacked
 from fedray.fed.checks import BadUpdate
 from fedray.fed.client import Diverged
@@ -114,6 +114,23 @@ def test_a_straggler_does_whole_batches_of_its_own_and_counts_as_ever(made, monk
     plain = list(Inline(built.setup).fit(jobs))
     assert all(torch.equal(a.shared[n], b.shared[n]) for a, b in zip(quick, plain, strict=True) for n in a.shared)
     assert not all(torch.equal(a.shared[n], b.shared[n]) for a, b in zip(results, plain, strict=True) for n in a.shared)
+
+
+def test_a_straggler_trains_against_all_classes_that_it_holds(made, monkeypatch):
+    changes = {"method": "promptfl", "partition": "iid", "local.label_space": "own", "local.batch": 4}
+    _, built = made(**changes)
+    real, seen = client._label_space, []
+
+    def label_space(*args):
+        task, own = real(*args)
+        seen.append(len(task.names))
+        return task, own
+
+    monkeypatch.setattr(client, "_label_space", label_space)
+    slow = Participation(stragglers=1.0, work=0.1)  # one batch of 4 images, of clients with 16
+    list(Inline(built.setup, conduct=conduct(who=slow)).fit([Job(1, k, built.shared) for k in built.clients]))
+    assert seen == [len(set(built.labels[built.parts[k]])) for k in built.clients]
+    assert min(seen) > 4
 
 
 def test_stragglers_are_told():

@@ -146,6 +146,13 @@ def test_clipping_cuts_to_the_bound_from_where_the_model_was():
     assert torch.allclose(middle["a"], torch.tensor([1 + 0.6 / 3, 1 + (0.8 + 0.5 + 1) / 3]))  # lengths 5, 0.5, 1
 
 
+@pytest.mark.parametrize("count", [2, 10])
+def test_the_largest_share_leaves_the_two_in_the_middle(count):
+    got = results(1, count)
+    state = Trimmed(share=0.49999999999).update(INITIAL, got)
+    assert np.abs(flat(state) - np.median(matrix(got), 0)).max() <= 1e-6
+
+
 def test_weights_of_the_trimmed_mean_go_with_their_clients():
     got = [
         Result(1, k, n, {"a": torch.tensor([v])}, {})
