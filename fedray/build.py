@@ -174,6 +174,7 @@ def _server(e: Experiment, method: Method, clients: int) -> Aggregator:
     server: Any = aggregator(method.server or "fedavg") if e.server is None else e.server
     _enough(e, clients)
     if isinstance(server, DPFedAvg):
+        _no_statistics(method, e)
         return server.bound(clients=clients, fraction=e.fraction, sampling=e.sampling, seed=e.seed)
     come, least = cohort_size(clients, e.fraction), getattr(server, "least", 1)
     if least > 1 and (loose := _loose(e)):
@@ -190,6 +191,16 @@ def _server(e: Experiment, method: Method, clients: int) -> Aggregator:
     undecided = getattr(server, "weighting", "") is None
     chosen: Aggregator = replace(server, weighting=method.weighting) if undecided else server
     return chosen
+
+
+def _no_statistics(method: Method, e: Experiment) -> None:
+    """Running statistics are no parameters: a variance and noise may be below 0, where there is no square root."""
+    learned, shared = dict(method.named_parameters()), split(parameters(method), method.private)[0]
+    if statistics := [name for name, value in shared.items() if value.is_floating_point() and name not in learned]:
+        raise BadInput(
+            f"server.kind dpfedavg would add noise to {e.method.name}'s running statistics ({statistics[0]}), and "
+            "variances can't take it; take a method or method.network without batch norms, or method.private_norm"
+        )
 
 
 def _loose(e: Experiment) -> str:

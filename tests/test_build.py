@@ -123,3 +123,11 @@ def test_a_set_for_exams_alone_is_not_trained_on(cache: Path, monkeypatch: pytes
     monkeypatch.setattr(sources, "find", lambda name: lambda root: held)
     with pytest.raises(BadInput, match=r"held is for exams alone, it has no training images; .* add --exams held"):
         made(cache)
+
+
+def test_no_noise_is_added_to_variances(cache: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    fields = {"method": "fedavg", "method.network": "efficientnet_b1", "server": "dpfedavg", "clip.name": "tiny"}
+    with pytest.raises(BadInput, match=r"add noise to fedavg's running statistics \(body.*\), and variances"):
+        build(Experiment().override(**fields), cache=cache)
+    build(Experiment().override(**fields, **{"method.private_norm": True}), cache=cache)  # at home there is none

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import open_clip
 import pytest
 import torch
@@ -56,6 +58,8 @@ def test_a_task_of_a_bf16_backbone_is_fp32() -> None:
     [
         ([], ["{}"], r"class names are empty; give at least one"),
         (["cat", " _"], ["{}"], r"class name ' _' is blank; every class needs a word"),
+        (["cat", "\t"], ["{}"], r"class name '\\t' is blank; every class needs a word"),
+        (["\u00a0"], ["{}"], r"class name '\\xa0' is blank; every class needs a word"),
         (["ice_cream", "dog", "Ice  cream"], ["{}"], r"'ice_cream' and 'Ice  cream' read the same; rename one"),
         (["cat"], [], r"templates are empty; give at least one, as 'a photo of a \{\}\.'"),
         (["cat"], ["{}", "a photo"], r"template 'a photo' has no place for the class name; write \{\} where it goes"),
@@ -66,3 +70,20 @@ def test_a_task_of_a_bf16_backbone_is_fp32() -> None:
 def test_refusals(clip: Backbone, names: list[str], templates: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         build_task(clip, names, templates)
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "said"),
+    [
+        ("embedded", ["forest", "cat", "river", "oak"], ["3 classes", "embedded ('forest', 'river', 'oak')"]),
+        ("tiny", ["caf\u00e9", "cafe\u0301"], ["2 classes", "tiny ('caf\u00e9', 'cafe\u0301')"]),
+        ("embedded", ["zero", "one", "cat"], []),
+    ],
+)
+def test_names_that_are_one_to_the_backbone_are_said(
+    name: str, names: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "fedray"):
+        task = build_task(backbone.load(name), names, ["a photo of a {}."])
+    assert all(text in caplog.text for text in said) and bool(caplog.text) == bool(said)
+    assert (len(task.tokens.unique(dim=0)) < len(names)) == bool(said)
