@@ -71,6 +71,19 @@ def test_it_says_the_same_as_the_methods_own_file(name: str, method: str) -> Non
     assert theirs.get("partition.kind", fields["partition"]) == fields["partition"]
 
 
+@pytest.mark.parametrize("method", ["fedmpt_code", "fedmvp_ofl", "fedawa_ofl"])
+def test_what_is_fedmpts_code_alone_has_fedmpts_protocol(method: str) -> None:
+    theirs = {("partition.kind" if k == "partition" else k): v for k, v in protocols.fedmpt.items()}
+    mine = card(known()[method]).protocol
+    assert {path: value for path, value in mine.items() if theirs.get(path, value) != value} == {}
+    assert {"rounds", "split.shots", "partition.kind", "local.schedule", "local.weight_decay"} <= set(mine)
+
+
+def test_fedmvp_trains_on_base_classes_as_fedtpg_does() -> None:
+    mine = card(known()["fedmvp"]).protocol
+    assert (mine["split.classes"], mine["split.shots"], mine["local.label_space"]) == ("base", 8, "own")
+
+
 def test_what_papers_set_beside_the_table() -> None:
     e = {name: Experiment().override(**protocols.find(name)) for name in TABLE}
     assert (e["otdpp"].local.lr, e["otdpp"].partition.alpha) == (0.005, 0.1)

@@ -262,8 +262,13 @@ def room(world: World, job: Job, private: Params) -> int:
     frozen = {value.untyped_storage().data_ptr() for value in world.clip.state_dict().values()}
     load(world.method, {**job.shared, **private})
     x, y = lesson(world, [visit(world.setup, job)], 0)
+    given = Given(world.clip, world.setup.task, job.shared, job.inbox)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        world.method.terms(Given(world.clip, world.setup.task, job.shared, job.inbox), x, y)
+        try:
+            world.method.terms(given, x, y)
+        except RuntimeError:  # torch.func, of a method that takes gradients inside its terms, refuses such hooks
+            held.clear()
+            world.method(given, x)
     size = sum(bytes_ for at, bytes_ in held.items() if at not in frozen)
     free = torch.cuda.mem_get_info(world.device)[0] // 2 if world.device.type == "cuda" else BUDGET
     return max(1, int(free // max(1, size)))

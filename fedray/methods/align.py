@@ -14,9 +14,9 @@ prompt_learner.compound_prompts_text.{i}[1:] (N, n, w) -> others.tokens[:, i+1];
 prompt_learner.compound_prompt_projections.{i}.{x} -> maps.{i+1}.{x}.
 
 Departs from the paper: the entropy is in the plans alone, not in the distances of Eqs. 4-5 (so does their code); fixed
-words count with the name; `depth` is capped at the towers. Departs from their code, also with `token_mode` "code"
-(there the token level is added as a similarity, only to steer T, and reads start tokens and some full stops and end
-tokens): plans in the log domain and fp32, finished to 1e-3 of their mass; a fresh optimiser at each visit.
+words count with the name; `depth` is capped at the towers; no warm-up, crops if asked. And from their code, also with
+`token_mode` "code" (there the token level is added as a similarity, only to steer T, and reads start tokens and some
+full stops and end tokens): plans in logs and fp32, finished to 1e-3 of their mass; a fresh optimiser at each visit.
 """
 
 from __future__ import annotations

@@ -29,7 +29,16 @@ from fedray.nn.prompts import TextContext
 from fedray.types import Features, Given, Output
 
 FIDELITY = "code-read"
-PROTOCOL = {"local.lr": 0.001, "local.batch": 32, "local.epochs": 1, "rounds": 100}
+PROTOCOL = {
+    "local.lr": 0.001,
+    "local.weight_decay": 0.00001,
+    "local.batch": 32,
+    "local.epochs": 1,
+    "local.schedule": "cosine",
+    "rounds": 100,
+    "split.shots": None,
+    "partition.kind": "clusters",
+}
 SPACE = {"local.lr": (0.0001, 0.1, "log"), "method.n_ctx": (2, 16), "method.weight": (0.1, 10.0, "log")}
 
 SEVERAL = 0.02

@@ -15,19 +15,19 @@ Released names: none. The public code is another model, see `fedmpt_code`; its c
 Departs from the paper: Eqs. 7-10 as printed (`form` "literal") give plans within 0.1 % of a b' and the same tiny
 probability to every class, and do not learn; the default multiplies the softmax by M, sharpens cosines by 20, and
 reads the sharp cosines under the plan. Logits are `centre`d over an image's classes, else they start near 25 where
-the loss has no slope. Adapters are added to the patch (`residual`) and start next to nothing. The conditions and the
-loss's constants are its code's; Eq. 12 lacks its minus; Eq. 4 weighs clients by size where Eq. 13 does not.
+the loss has no slope. Adapters are added to the patch (`residual`) and start next to nothing. The conditions, momentum
+and the loss's constants are its code's; Eq. 12 lacks its minus; Eq. 4 weighs clients by size where Eq. 13 does not.
+Read into it where it is unclear: a plan for each image and condition (the text gives a and b each other's lengths), and
+a gate that takes the mean over patches, of the adapters' rank.
 """
 
 from __future__ import annotations
-
-from functools import partial
 
 from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.condition_heads import Conditional, Form
 from fedray.nn.conditions import Conditioned, listed
-from fedray.nn.losses import task_loss
+from fedray.nn.losses import with_constants
 
 FIDELITY = "paper-only"
 PROTOCOL = {
@@ -116,5 +116,5 @@ def fedmpt(
         centre=centre,
     )
     prompts = Conditioned(clip, conditions=names, n_condition=n_condition, n_class=n_class)
-    loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)
+    loss = with_constants(weight=weight, down=down, up=up, margin=margin)
     return PromptMethod(prompts, head, loss=loss, weighting="uniform")

@@ -32,7 +32,7 @@ from fedray.errors import BadInput
 from fedray.nn.backbone import Backbone
 from fedray.nn.condition_heads import Spread
 from fedray.nn.conditions import Conditioned, listed
-from fedray.nn.losses import task_loss
+from fedray.nn.losses import check_weight, task_loss
 from fedray.types import Features, Given, Needs, Output, Prompts, VisionPrompts, Weighting
 
 FIDELITY = "verified"
@@ -57,7 +57,7 @@ SPACE = {
 
 
 class FedMPTCode(nn.Module):
-    """Text, then a vision prompt made of it, then the image. Shares everything. BadInput for heads that do not fit.
+    """Text, then a vision prompt made of it, then the image. Shares everything. BadInput for options that do not fit.
 
     Args:
         clip: the backbone; read for shapes, not kept.
@@ -83,6 +83,7 @@ class FedMPTCode(nn.Module):
             raise BadInput(f"method.heads is {heads}; it must divide the width of features, {joint}")
         if latent < 1:
             raise BadInput(f"method.latent is {latent}; take at least 1")
+        check_weight("method.weight", weight)
         self.prompts, self.head, self.weight = prompts, head, weight
         self.attention = nn.MultiheadAttention(joint, heads)
         self.narrow, self.widen = nn.Linear(joint, latent), nn.Linear(latent, clip.arch.vision.width)
@@ -94,8 +95,7 @@ class FedMPTCode(nn.Module):
         with torch.no_grad():
             plain = clip.encode_image(x).pooled
         keys = text.pooled.flatten(0, 1)  # (N C, d): every image looks at the same ones
-        looked, _ = self.attention(plain, keys, keys, need_weights=False)
-        token = self.widen(F.relu(self.narrow(looked)))
+        token = self.widen(F.relu(self.narrow(self.attention(plain, keys, keys, need_weights=False)[0])))
         image = clip.encode_image(x, VisionPrompts(token[:, None, None], "after_cls", "post_ln"), tokens="all")
         return Output(text, image, self.head(text, image, clip.logit_scale))
 

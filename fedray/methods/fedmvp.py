@@ -53,6 +53,7 @@ PROTOCOL = {
     "local.label_space": "own",
     "rounds": 100,
     "split.shots": 8,
+    "split.classes": "base",
 }
 SPACE = {"local.lr": (0.0003, 0.03, "log"), "method.alpha": (1.0, 100.0, "log"), "method.n_vision": [1, 2, 4]}
 RANK = 8

@@ -44,7 +44,9 @@ PROTOCOL = {
     "local.batch": 32,
     "local.epochs": 1,
     "local.schedule": "cosine",
-    "rounds": 50,
+    "rounds": 100,
+    "split.shots": None,
+    "partition.kind": "clusters",
 }
 SPACE = {"local.lr": (0.0001, 0.01, "log"), "method.n_ctx": (2, 8), "method.hidden": [16, 32, 64, 128]}
 WEIGHT = 0.02

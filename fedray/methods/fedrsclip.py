@@ -13,8 +13,8 @@ so that the term still pulls E_p to E_s: the paper gains by DPAC with one client
 Global view: the shared prompt alone, with all of the mass on it.
 "FedRSCLIP: Federated Learning for Remote Sensing Scene Classification Using Vision-Language Models", Section IV.
 
-Departs from the paper: where it is silent, mass 0.8 and eps 0.1, lambda_a 1, kappa 10, and for its embeddings phi and
-psi the unit features themselves; logits differ from its (1 - d) / tau by a constant. No code to compare with is public.
+Departs from the paper: where it is silent, mass 0.8, eps 0.1, lambda_a 1, kappa 10, momentum 0.9, weight decay 5e-4, 50
+rounds, unit features for its embeddings phi and psi; logits differ from (1 - d) / tau by a constant. No public code.
 """
 
 from __future__ import annotations

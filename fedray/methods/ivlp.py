@@ -14,7 +14,7 @@ image_encoder.VPT (n, w) -> prompts.image.tokens[0];
 image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.image.tokens[i].
 
 Departs from their code: with fewer context tokens than words, the words left over are dropped (theirs keeps them fixed
-before the class name); `depth` is capped at each tower; a fresh optimiser at each visit; fp32.
+before the class name); `depth` is capped at each tower; a fresh optimiser each visit; fp32; no warm-up, crops if asked.
 """
 
 from __future__ import annotations

@@ -9,9 +9,10 @@ deeper ones pass on what comes out. Global view: G alone.
 
 The paper's parameter count (0.004752 %, 4,096 numbers) fits no deep prompt: `otdpp_inferred` is the reading that fits.
 
-Departs from the paper: where it is silent, eps 0.1, momentum 0.9, weight decay 5e-4, noise of std 0.02 as start, and
-`depth` 9 (or the whole tower, where it has fewer layers). The server sends G alone: the paper pads it with a
-placeholder in the shape of L, which the client throws away.
+Departs from the paper: where it is silent, eps 0.1, four vision tokens, momentum 0.9, weight decay 5e-4, a constant lr,
+ten clients, images not cropped at random, noise of std 0.02 as start, and `depth` 9 (or the whole tower, where it has
+fewer layers). A class has no tokens of its own. The server sends G alone: the paper pads it with a placeholder in the
+shape of L, which the client throws away.
 """
 
 from __future__ import annotations
@@ -74,12 +75,11 @@ def otdpp(
     if n_vision < 0 or n_vision % 2:
         raise BadInput(f"method.n_vision must be even and >= 0, got {n_vision}; half of the tokens are global")
 
+    layers, deep = (min(PAPER_DEPTH, t.layers) if depth is None else depth for t in (clip.arch.text, clip.arch.vision))
+
     def half() -> nn.Module:
-        text = TextContext(clip, n=n_ctx, words=words, depth=depth or min(PAPER_DEPTH, clip.arch.text.layers))
-        if not n_vision:
-            return text
-        layers = depth or min(PAPER_DEPTH, clip.arch.vision.layers)
-        return Both(text, VisionContext(clip, n=n_vision // 2, depth=layers))
+        text = TextContext(clip, n=n_ctx, words=words, depth=layers)
+        return Both(text, VisionContext(clip, n=n_vision // 2, depth=deep)) if n_vision else text
 
     head = Transport(kind="balanced", eps=eps, iters=iters, temperature=temperature)
     return PromptMethod(Beside(shared=half(), local=half()), head, private=["prompts.local.*"])

@@ -10,7 +10,7 @@ Released names: prompt_learner.ctx (N, n, w) -> prompts.tokens[:, 0].
 
 Departs from the paper: patches of a ViT where its code has maps of a ResNet (its ViT version, PLOT++, is another
 method); no pooled term on ImageNet. And from its code: transport in fp32 at least, each problem stopped by its own
-marginal error of 1e-3 (theirs: the batch's mean change below 1e-2, and a batch with NaN is skipped).
+marginal error of 1e-3 (theirs: the batch's mean change below 1e-2; NaN skips a batch); no warm-up, crops if asked.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.image.toke
 Departs from their code: the assignment is solved directly (theirs calls a general solver; the plan is the same); the
 frozen text is the mean over the data set's templates (theirs takes the one "a photo of a {}."); the entropic,
 unbalanced and partial plans that it also has are left out; `depth` is capped at each tower; a fresh optimiser at each
-visit; fp32.
+visit; no warm-up epoch, random crops only where ``data.augment`` asks for them; fp32.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ image_encoder.transformer.resblocks.{i}.VPT_shallow (n, w) -> prompts.image.toke
 
 Departs from the paper: its Gaussian averaging of the prompts over the epochs is one over rounds here, at the server,
 off by default (``server=gaussian``); t0 is the mean over the data set's own templates, not over 60 of ImageNet's.
-Departs from their code: `depth` is capped at each tower; a fresh optimiser at each visit; fp32.
+Departs from their code: `depth` capped at each tower; a fresh optimiser each visit; fp32; no warm-up, crops if asked.
 """
 
 from __future__ import annotations

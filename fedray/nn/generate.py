@@ -25,7 +25,7 @@ WIDENING = 4
 
 
 def bare(task: Task) -> Tensor:
-    """Ids (C, L) of [SOS] name [EOT]: the task's rows without their full stop."""
+    """Ids (C, L) of [SOS] name [EOT]: the task's rows without their full stop, where that is a token of its own."""
     place = torch.arange(task.tokens.shape[1], device=task.tokens.device)
     end = task.tokens.amax(1, keepdim=True)  # the end token has the highest id
     after = task.lengths[:, None] + 1
@@ -35,7 +35,12 @@ def bare(task: Task) -> Tensor:
 @torch.no_grad()
 def name_features(given: Given) -> Tensor:
     """Unit features (C, d) of the bare class names."""
-    return F.normalize(given.clip.encode_tokens(bare(given.task)), dim=-1)
+    ids, task = bare(given.task), given.task
+    joined = task.tokens.argmax(1) == task.lengths + 1  # a last sign and the full stop are one token, as in "(bird)."
+    if bool(joined.any()):
+        names = [name for name, one in zip(task.names, joined.tolist(), strict=True) if one]
+        ids[joined] = given.clip.tokenize(names)[:, : ids.shape[1]]
+    return F.normalize(given.clip.encode_tokens(ids), dim=-1)
 
 
 @torch.no_grad()

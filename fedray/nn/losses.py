@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -32,6 +33,19 @@ def task_loss(
     if y.dim() == 1:
         return F.cross_entropy(logits, y)
     return asymmetric(logits, y, weight=weight, down=down, up=up, margin=margin)
+
+
+def with_constants(*, weight: float, down: float, up: float, margin: float) -> partial[Tensor]:
+    """`task_loss` with a user's constants, for logits (B, C).
+
+    Raises:
+        BadInput: `weight`, `down` or `up` below 0, or `margin` outside [0, 1): negatives would not count.
+    """
+    for name, value in (("weight", weight), ("down", down), ("up", up)):
+        check_weight(f"method.{name}", value)
+    if not 0 <= margin < 1:
+        raise BadInput(f"method.margin is {margin}; it must be at least 0 and below 1, a probability")
+    return partial(task_loss, weight=weight, down=down, up=up, margin=margin)
 
 
 def asymmetric(

@@ -111,8 +111,10 @@ def _hierarchical(
         cost = 1 - _cosines(text.pooled[:, own].unsqueeze(2), image.pooled[views].unsqueeze(2))[..., 0, 0]
         alike = (inner * close).sum((-2, -1))
         outer = head._solve(cost + head.beta * (1 - alike if head.mode == "paper" else alike))  # (1, 1, V, N)
-        behind = taken.flip(-1).cumsum(-1).flip(-1)  # tokens that take part from here on
-        name = taken & (behind <= given.task.lengths[c])
+        ends = (words[:, own] - text.pooled[:, own].unsqueeze(2)).square().sum(-1).argmin(-1)  # (N, 1)
+        start = ends - given.task.tokens[c].argmax()  # which is where the end stands without a prompt
+        place = torch.arange(words.shape[2], device=ends.device) - start
+        name = (place > 0) & (place <= given.task.lengths[c])  # (N, L)
         mass = (outer[..., None] * (inner * name.unsqueeze(-2)).sum(-1)).sum(2)[0, 0]  # (N, J)
         found.append(mass / mass.sum())
     return torch.stack(found)

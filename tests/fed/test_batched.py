@@ -108,6 +108,14 @@ def test_memory_decides_how_many(made: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert 1 <= rooms[0] < rooms[1] and rooms[1] == pytest.approx(16 * rooms[0], rel=0.5, abs=16)
 
 
+@pytest.mark.parametrize("method", [name for name in known() if name not in (*LOOP, "zeroshot")])
+def test_every_method_that_claims_a_batch_can_be_asked_for_room(made: Any, method: str) -> None:
+    built = made(**{"method": method, "split.shots": 4, "local.batch": 8})[1]
+    clients = Clients(built.setup)
+    job = Job(1, 0, *built.server.send(built.server.init(built.shared), 0, 1))
+    assert 1 <= batched.room(clients.world, job, clients._private(0, 1)) < batched.BUDGET  # that one keeps something
+
+
 def test_what_asking_for_room_computed_is_freed(made: Any) -> None:
     """A sweep asks once for each cell, in one process: what stays would add up."""
     built = made()[1]

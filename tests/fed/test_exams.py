@@ -36,8 +36,9 @@ def test_new_classes_are_those_that_nobody_trained_on(made):
     assert "eval/new_local/acc1" not in rows  # nobody has a model of his own
 
 
-def test_a_personal_model_sits_every_exam_too(made):
-    _, built = made(method="fedotp", exams="noisy,inverted")
+@pytest.mark.parametrize("method", ["fedotp", "dp2fl"])  # with half of it private; mixed for each by the server
+def test_a_personal_model_sits_every_exam_too(made, method):
+    _, built = made(method=method, exams="noisy,inverted")
     (done,) = run(built)
     own = [r for r in done.rows if r.metric == "eval/noisy_local/acc1" and r.client != GLOBAL]
     mean = [r for r in done.rows if r.metric == "eval/noisy_local/acc1" and r.client == GLOBAL]

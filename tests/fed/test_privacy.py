@@ -17,6 +17,8 @@ from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
 from fedray.fed.loop import cohort, rounds
 from fedray.fed.privacy import LEDGER, DPFedAvg, Mechanism, clipped, epsilon
+from fedray.learned import from_run
+from fedray.method import parameters
 from fedray.types import GLOBAL, Result, Scores
 
 accounted = pytest.mark.skipif(find_spec("dp_accounting") is None, reason="pip install 'dp-accounting>=0.6'")
@@ -225,6 +227,17 @@ def test_kills_neither_lose_nor_double_a_round(cache, tmp_path):
     assert pieces == through
     assert last.folder.digest() == whole.folder.digest()
     assert [r.value for r in last.folder.rows(client=GLOBAL) if r.metric == "dp/rounds"] == [1, 2, 3, 4, 5, 6]
+
+
+@accounted
+def test_what_was_learned_can_be_taken_out_of_a_run(cache, tmp_path):
+    fields = {"clip.name": "tiny", "method": "fedpgp", "method.n_ctx": 4, "partition.clients": 2, "rounds": 1}
+    experiment = Experiment().override(**fields, server="dpfedavg")
+    started = run(experiment, runs=tmp_path / "runs", placement="inline", cache=cache)
+    (done,) = started.rounds
+    for client in (None, 1):
+        learned = from_run(started.folder.path, client)
+        assert torch.equal(parameters(learned.method)["prompts.sigma.tokens"], done.shared["prompts.sigma.tokens"])
 
 
 @pytest.mark.parametrize(

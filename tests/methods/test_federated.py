@@ -247,9 +247,11 @@ def test_bare_names_are_what_the_tokenizer_makes_of_them():
     names = ["cat", "big cat", "st. bernard", "mk2"]
     task = build_task(CLIP, names, ["a photo of a {}."])
     assert torch.equal(bare(task), CLIP.tokenize(names))
-    g = alone(CLIP, build(Recipe(fedtpg), CLIP))._replace(task=task)
-    want = F.normalize(CLIP.encode_tokens(CLIP.tokenize(names)), dim=-1)
-    assert torch.allclose(name_features(g), want, atol=1e-6)
+    g = alone(CLIP, build(Recipe(fedtpg), CLIP))
+    for some in (names, ["impala (antelope)", "cat", "pink-yellow dahlia?"]):  # ")." and "?." are one token each
+        want = F.normalize(CLIP.encode_tokens(CLIP.tokenize(some)), dim=-1)
+        got = name_features(g._replace(task=build_task(CLIP, some, ["a photo of a {}."])))
+        assert torch.allclose(got, want, atol=1e-6)
 
 
 def test_the_generator_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from fedray import testing
 from fedray.method import multilabel
 from fedray.nn import backbone, maps
+from fedray.nn.transport import transport
 from fedray.recipe import Recipe, known
 from fedray.types import Features, Output
 
@@ -110,3 +112,31 @@ def test_two_levels_are_read_at_the_name_of_the_class() -> None:
     _, found, _, _ = looked("align", prompts=3, views=2, coupling="none")
     assert found is not None and found.weights.shape[1] == 3
     assert found.weights.flatten(1).std(1).min() > 0
+
+
+@pytest.mark.parametrize("mode", ["paper", "code"])
+def test_the_name_is_found_where_each_prompt_has_it(mode: str) -> None:
+    """The first prompt has two fixed words more; of the others "code" takes full stop and end token along."""
+    method: Any = testing.build(Recipe("align", token_mode=mode, depth=1), clip())
+    given, x, labels = testing.given(clip(), method), testing.images(clip(), method, B), torch.tensor([0, 2, 1])
+    calls: list[Any] = []
+    handle = method.head.register_forward_pre_hook(lambda _, args: calls.append(args))
+    with torch.no_grad():
+        method(given, x)
+        handle.remove()
+        found = maps.look(method, given, x, labels)
+    (text, image, mask, _), sign = calls[0], 1 if mode == "code" else -1
+    assert found is not None and given.task.lengths.tolist() == [1, 1, 1]
+    for b, c in enumerate(labels.tolist()):
+        mass, outer = torch.zeros(4, 4, clip().arch.patches + 2), torch.zeros(4, 4)  # (V, N, J), (V, N)
+        for v, n in itertools.product(range(4), range(4)):
+            words = F.normalize(text.tokens[n, c][mask[n, c]], dim=-1)
+            close = F.normalize(image.tokens[b, v], dim=-1) @ words.mT
+            plan = transport(1 - close, tol=1e-3, limit=0.1).plan
+            at = int(mask[n, c, : 3 if n else 5].sum())  # the name's token follows: start, context, for the first words
+            mass[v, n] = plan[:, at]
+            inner = (plan * close).sum()
+            whole = F.cosine_similarity(image.pooled[b, v], text.pooled[n, c], dim=0)
+            outer[v, n] = 1 - whole + (inner if sign > 0 else 1 - inner)
+        expected = (transport(outer, tol=1e-3, limit=0.1).plan[..., None] * mass).sum(0)
+        torch.testing.assert_close(found.weights[b], (expected / expected.sum())[:, : clip().arch.patches])
