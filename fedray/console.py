@@ -5,6 +5,7 @@ A value is printed as it is: nothing here reads markup in it.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fedray.experiment import Experiment
+
+
+def bear() -> None:
+    """Where the locale has no letter for a sign, as C has none for ±, a question mark stands for it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def say(text: str) -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from fedray import console, news
-from fedray.data import sources
+from fedray.data import exams, sources
 from fedray.engine.cluster import cpus
 from fedray.engine.placement import Kind, place
 from fedray.errors import BadInput, Unavailable
@@ -38,7 +38,7 @@ from fedray.flags import one_line
 from fedray.setting import DEFAULT, FEW_SCENES, Fields, Ground, On, Setting, cells, elsewhere, scenes
 from fedray.track import layout
 from fedray.track.run import RunFolder
-from fedray.where import HERE, At, Where, following, mirrored, reached, settled
+from fedray.where import HERE, At, Where, following, mirrored, present, reached, settled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,6 +113,7 @@ def guarded(body: Callable[[], int]) -> int:
 
     0 done, 2 bad input, 3 finished with failures, 4 surroundings, 130/143 interrupted.
     """
+    console.bear()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     signal.signal(signal.SIGTERM, _terminate)
@@ -179,6 +180,7 @@ def sweep(
     paths = [layout.place(at.root, name, cell.run_id) for cell in cells]
     done = [layout.is_run(path) and RunFolder(path).state == "done" for path in paths]
     news.plan(cells, sum(done), 0, home, _how(at, actors), json=at.json)
+    present([cell for cell, ended in zip(cells, done, strict=True) if not ended], at, ray=True)
     with resumable(again()), reached(at, [] if all(done) else cells), mirrored(at, name) as mirror:
         from fedray.engine import sweep as engine
 
@@ -231,6 +233,7 @@ def search(
     """
     possible(cells, at.placement, None)
     console.say(f"search · {name} · {trials} points, {len(cells)} cells each · {', '.join(space)}")
+    present(cells, at, ray=True)
     with resumable(again()), reached(at, cells), mirrored(at, name) as mirror:
         from fedray.engine import search as engine
 
@@ -258,11 +261,12 @@ def possible(cells: Sequence[Experiment], placement: Kind, actors: int | None) -
     """Tell what can't be before anything slow is imported.
 
     Raises:
-        BadInput: an unknown data set, or a placement that does not fit.
+        BadInput: an unknown data set or exam, or a placement that does not fit.
     """
     for cell in cells:
         place(placement, cell.partition.clients, cpus=cpus(), actors=actors)
         sources.find(cell.data.name)
+        exams.refused(cell.exams, cell.split.classes)
 
 
 @contextmanager

@@ -14,7 +14,10 @@ from typing import Annotated, NamedTuple, TypeVar
 import tyro
 
 from fedray import console
+from fedray.data import exams, sources
 from fedray.data.cache import default_cache
+from fedray.data.origins import ALIAS
+from fedray.data.trees import home, origin
 from fedray.engine.cluster import attached, given
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput, Unavailable
@@ -143,6 +146,42 @@ def settled(options: Options) -> Options:
     if isinstance(at := getattr(options, "at", None), Where):
         settle(at)
     return options
+
+
+def present(cells: Sequence[Experiment], at: Where, *, ray: bool) -> None:
+    """Tell before Ray's start that no cell has its data; where some have theirs, the others fail one by one.
+
+    Args:
+        cells: those that are to be computed.
+        at: where.
+        ray: whether Ray is needed; on a cluster that is there already, its nodes say what they lack.
+
+    Raises:
+        BadInput: a set wants its folder said.
+        Unavailable: the first cell's data are missing, or nothing answers at the cluster's address.
+    """
+    settle(at)
+    if ray and given():
+        return
+    lacking = []
+    for sets in dict.fromkeys((cell.data.name, cell.exams, cell.data.root) for cell in cells):
+        try:
+            _there(*sets)
+        except (BadInput, Unavailable) as error:
+            lacking.append(error)
+        else:
+            return
+    if lacking:
+        raise lacking[0]
+
+
+def _there(name: str, asked: str, root: str | None) -> None:
+    """Open no file where a set's folder holds something; else its own source says what is missing."""
+    for one in (name, *exams.elsewhere(asked)):
+        known, folder = origin(one), home(ALIAS.get(one, one), Path(root) if root else None)
+        made = known is not None and not (known.parts or known.page)
+        if not made and not any(folder.glob("[!.]*")):
+            sources.find(one)(root=Path(root) if root else None)
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fedray import console, recipe
+from fedray import console, news, recipe
 from fedray.cli import main
+from fedray.experiment import Experiment
 from fedray.fields import KINDS, WIDTH, handbook
 from fedray.flags import parse, scalar
 from fedray.track.run import RunFolder, runs
@@ -114,6 +115,22 @@ def test_surroundings_are_named(fedray: Fedray, tmp_path: Path) -> None:
     assert err.startswith("error: weights 'weights.safetensors' for 'tiny', which has its own; ")
 
 
+def test_missing_data_and_exams_are_told_before_ray_starts(
+    fedray: Fedray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDRAY_DATA", str(tmp_path / "sets"))
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    lacking = f"error: dtd: no images in {tmp_path}/sets/dtd; get it: fedray data get dtd (625 MB)\n"
+    assert fedray("run", "--data.name", "dtd") == Said(4, "", lacking)
+    assert fedray("run", "--exams", "dtd") == Said(4, "", lacking)
+    assert fedray("run", "--exams", "dtt") == Said(2, "", "error: exams names 'dtt'; Did you mean dtd?\n")
+    code, out, err = fedray("sweep", "--data.name", "dtd", "eurosat")
+    assert (code, err, "ray" in out) == (4, lacking, False)
+    assert not (tmp_path / "runs").exists()
+    code, out, err = fedray("sweep", *TINY, "--concurrent", "1", "--rounds", "1", "--data.name", "dtd", "digits")
+    assert (code, "cell 2/2 · promptfl on digits" in out, "no images" in err) == (3, True, True)  # the rest goes on
+
+
 def test_lines_reach_a_terminal_without_unicode(tmp_path: Path) -> None:
     env = os.environ | {"PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "fedray.cli", "ls", "methodz"]
@@ -121,6 +138,10 @@ def test_lines_reach_a_terminal_without_unicode(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: invalid choice 'methodz' for argument 'what'. Expected one of ")
     command[-1:] = ["methods", "--json"]
     assert subprocess.run(command, capture_output=True, cwd=tmp_path, env=env).returncode == 0
+    command[-3:] = ["cp", "alpha_sweep", "."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("saved ? alpha_sweep.py\n")
 
 
 def test_training_that_diverges(fedray: Fedray) -> None:
@@ -646,6 +667,13 @@ def test_round_line() -> None:
     assert console.round_line(12, 100, 10, metrics) == expected
     bare = {"comm/up_bytes": 0.0, "agg/accepted": 9.0}
     assert console.round_line(1, 5, 10, bare) == "r 1/5 · fit 9/10 · 0 B"
+
+
+def test_cells_that_would_read_alike_say_where_they_differ() -> None:
+    base = Experiment().override(method="fedotp")
+    cells = [base, *(base.override(seed=1, **{"split.shots": shots}) for shots in (2, None))]
+    alike = "fedotp on digits, dirichlet 0.1, seed 1"
+    assert news.titles(cells) == [alike[:-1] + "0", f"{alike}, split.shots 2", f"{alike}, split.shots none"]
 
 
 @pytest.mark.parametrize(

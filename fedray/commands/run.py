@@ -20,9 +20,9 @@ from fedray.experiment import Experiment, as_dict, flatten, from_dict
 from fedray.fields import show_config
 from fedray.flags import Request, parse, resolve, single
 from fedray.study import Failed, possible, resumable
-from fedray.track import checkpoint, whole
+from fedray.track import checkpoint, layout, whole
 from fedray.track.run import RunFolder
-from fedray.where import Where, following, mirrored, reached
+from fedray.where import Where, following, mirrored, present, reached
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ def run(experiment: Experiment, at: Where, study: str) -> int:
         Failed: training diverged, a plan did not converge, or a client sent something unusable.
     """
     possible([experiment], at.placement, at.actors)
+    path = layout.place(at.root, study, experiment.run_id)
+    if not layout.is_run(path):  # one that is done needs no data
+        present([experiment], at, ray=at.placement != "inline")
     folder = RunFolder.create(at.root, study, experiment.run_id, as_dict(experiment))
     status = folder.status
     done = status["state"] == "done"

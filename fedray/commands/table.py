@@ -39,17 +39,23 @@ class Table:
 
         of = matter(several(self.what, options.place(self).root))
         if self.score is not None and self.score not in of.scores:
-            raise BadInput(f"{self.score} is not a score of these runs; {did_you_mean(self.score, of.scores)}")
+            raise BadInput(f"{self.score} is not a score of these runs. {did_you_mean(self.score, of.scores)}")
         kept = of._replace(scores=[self.score] if self.score else of.scores)
         pieces = chapters.results(kept)
         long = [piece for piece in pieces if piece.name.endswith(chapters.DETAILS)]
         shown = long if self.details else [piece for piece in pieces if piece not in long] or long
+        told = (
+            {"text": "{}", "md": "{}:\n", "tex": "% {}"} if not self.details and len(shown) > len(kept.scores) else {}
+        )
         for piece in shown:
             if piece.frame is None or piece.sheet is None:
                 continue
             if self.json:
                 console.tell("table", title=piece.title, rows=piece.frame.to_dict("records"))
-            elif self.format == "text":
+                continue
+            if self.format in told:  # several tables of a score: which setting is whose
+                console.say(told[self.format].format(piece.title))
+            if self.format == "text":
                 tables.show(piece.sheet, Console(markup=False, highlight=False))
             else:
                 makers = {"md": tables.markdown, "tex": tables.latex}

@@ -61,7 +61,7 @@ def bars(data: pd.DataFrame, *, score: str, note: str = "") -> Drawing:
             axes.set_yticks(part.index, part["variant"], fontsize=6)
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
-            room = high - max(0.0, low - 0.6 * (high - low))
+            room = high - max(0.0, low - 0.6 * (high - low)) or 1.0  # equal scores, too, are drawn on some axis
             axes.set(title=method, xlabel=label(score), xlim=(high - room, high + 0.2 * room))
             if i and list(part["variant"]) == list(shown[shown["method"] == methods[0]]["variant"]):
                 axes.tick_params(labelleft=False)

@@ -67,13 +67,14 @@ def results(of: Matter) -> list[Piece]:
         local = pairs if score == "acc_local" else ()
         table = compare.compared(of.frame, score, by=by, scores=local)
         rest = [name for name in of.settings if name != across]
+        having = table.loc[table[across].notna(), "method"]  # of these no value is one too; others lack the field
         groups = list(_split(table, rest)) if wide else []
         if len(groups) > SHEETS:
             of.left_out.append(
                 f"{score} side by side: {len(groups)} combinations of {', '.join(map(short, rest))}; see the details"
             )
         for told, part in groups if len(groups) <= SHEETS else ():
-            shown = part.dropna(subset=[across])
+            shown = part[part["method"].isin(having)]
             if len(shown) and not shown.duplicated(["method", across]).any():
                 name = slug([score, across.rpartition(".")[2], *told.values()])
                 text = ", ".join([title(score), *told.values()])

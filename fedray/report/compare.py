@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from fedray.report.tables import LOWER_IS_BETTER, Sheet, grid, sized, summary
-from fedray.report.words import named, title
+from fedray.report.words import in_words, named, title
 from fedray.track.names import HEADLINES, cell
 from fedray.track.run import GLOBAL, RunFolder
 
@@ -145,9 +145,10 @@ def main_sheet(table: pd.DataFrame, metric: str, across: str) -> Sheet:
 
     Below, how far the best is ahead of the second.
     """
+    table = table.assign(**{across: in_words(across, table[across])})
+    places = list(dict.fromkeys(table.sort_values(across, kind="stable")[across]))
     text = table.rename(columns={"mean": metric, "std": f"{metric}_std", "n_eval": sized(metric, ["n_eval"])})
-    sheet = grid(text, metric=metric, columns=across)
-    places = sorted(set(table[across]))
+    sheet = grid(text, metric=metric, columns=across, places=places)
     ties = {(row["method"], row[across]) for _, row in table.iterrows() if row["mark"] == "tie"}
     rows = [
         (name, *(f"{value} =" if (name, place) in ties else value for value, place in zip(values, places, strict=True)))

@@ -37,7 +37,7 @@ from fedray.report.style import (
     ticks,
 )
 from fedray.report.tables import only_seeds, sized, summary
-from fedray.report.words import label
+from fedray.report.words import label, told
 from fedray.track.names import HEADLINES, Cell, cell
 from fedray.track.run import GLOBAL, RunFolder
 
@@ -74,7 +74,9 @@ def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: 
     Raises:
         BadInput: a column is missing, or no run has a value of `x`.
     """
-    data = summary(frame, by=["method", x], metrics=[y]).dropna(subset=[x, y])
+    every = summary(frame, by=["method", x], metrics=[y]).dropna(subset=[y])
+    data = every.dropna(subset=[x])
+    off = every[every[x].isna()]["method"].isin(data["method"]).any()
     if data.empty:
         raise BadInput(f"no finished run has both {x} and {y}; choose other columns, or wait for the runs")
     log = logarithmic(x, data[x]) if log is None else log
@@ -91,7 +93,8 @@ def curve(frame: pd.DataFrame, *, x: str = "alpha", y: str = "acc_global", log: 
         axes.set_ylabel(label(y))
         legend(figure, axes)
         size = data[sized(y, list(data.columns))]
-        caption(figure, f"{over(data['n_seeds'], 'seed')}, n = {span(size)} test images")
+        left_out = f"; {told(x, None)} is off the axis" if off else ""
+        caption(figure, f"{over(data['n_seeds'], 'seed')}, n = {span(size)} test images{left_out}")
     return Drawing(figure, data)
 
 

@@ -235,9 +235,14 @@ def latex(table: Sheet) -> str:
 
 
 def show(table: Sheet, console: Console) -> None:
-    """Prints the table: with rules and styles on a terminal, as aligned plain columns elsewhere."""
-    if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(table.header, *table.rows, strict=True)]
+    """Prints the table: with rules and styles on a terminal, as aligned plain columns elsewhere.
+
+    In a narrow terminal lines break between words and no digit is lost; where words don't fit either, it is plain too.
+    """
+    columns = list(zip(table.header, *table.rows, strict=True))
+    least = [max(len(word) for text in column for word in text.split() or [""]) for column in columns]
+    if not console.is_terminal or sum(least) + 3 * len(least) + 1 > console.width:
+        widths = [max(map(len, column)) for column in columns]
         for first, *others in (table.header, *table.rows):
             padded = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
             console.out("  ".join([first.ljust(widths[0]), *padded]), highlight=False)
@@ -246,8 +251,8 @@ def show(table: Sheet, console: Console) -> None:
     from rich.text import Text
 
     drawn = Table()
-    for i, head in enumerate(table.header):
-        drawn.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+    for i, (head, width) in enumerate(zip(table.header, least, strict=True)):
+        drawn.add_column(head, justify="left" if i == 0 else "right", min_width=width)
     for texts, ranks in _lines(table):
         drawn.add_row(*(Text(text, ("", "bold", "underline")[rank]) for text, rank in zip(texts, ranks, strict=True)))
     console.print(drawn)

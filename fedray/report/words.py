@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 
 class Term(NamedTuple):
@@ -91,6 +92,8 @@ VALUES = {
     },
 }  # fmt: skip
 """Words for values that are words of code, in the order in which they are shown."""
+NOTHING = {"split.shots": "all"}
+"""What no value means, where that is one among others."""
 
 
 def label(column: str) -> str:
@@ -136,12 +139,23 @@ def told(column: str, value: Any, name: str | None = None) -> str:
         return what if value else f"no {what}"
     if column in VALUES or (column not in TERMS and "." not in column):
         return named(column, value)
-    return f"{what} {word(value, 'none')}"
+    return f"{what} {word(value, NOTHING.get(column, 'none'))}"
 
 
 def named(column: str, value: Any, none: str = "-") -> str:
     """A setting's value in print, in a word of its own where it has one."""
+    none = NOTHING.get(column, none)
     return word(VALUES.get(column, {}).get(value, value) if isinstance(value, str) else value, none)
+
+
+def in_words(column: str, values: pd.Series) -> pd.Series:
+    """Numbers among which there is none, as words in the order of the numbers, none last; other values as they are."""
+    if not values.isna().any():
+        return values
+    known = sorted(set(values.dropna()))
+    words = [named(column, value, "none") for value in [*known, None]]
+    told = [named(column, value, "none") for value in values]
+    return pd.Series(pd.Categorical(told, categories=words, ordered=True), index=values.index)
 
 
 def word(value: Any, none: str = "-") -> str:

@@ -135,3 +135,10 @@ def test_variants_have_deltas_and_ticks():
     assert [line[2] for line in sheet.ranks] == [2, 1]
     drawing = ablations.bars(data, score="acc_global")
     assert [bar.get_width() for bar in drawing.figure.axes[0].patches] == [50.0, 60.0]
+
+
+def test_equal_scores_are_drawn_on_some_axis():
+    data = ablations.variants(
+        frame([("a", 1, 60.0)]).assign(**{"method.deep": True}), axes=["method.deep"], score="acc_global"
+    )
+    assert ablations.bars(data, score="acc_global").figure.axes[0].get_xlim() == (59.0, 60.2)

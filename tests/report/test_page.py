@@ -28,7 +28,7 @@ def add(root, method, seed, score, *, alpha=0.1, finish=True, **fields):
         "method": {"name": method}, "data": {"name": "digits"}, "partition": {"alpha": alpha, "clients": 3},
         "seed": seed, "rounds": 2, **fields,
     }  # fmt: skip
-    values = [f"{value}" for part in fields.values() for value in part.values()]
+    values = [f"{value}".lower() for part in fields.values() for value in part.values()]
     name = "-".join([method, f"{alpha:g}", str(seed), *values])
     folder = RunFolder.create(root, "study", name, config)
     for r in (1, 2):
@@ -186,9 +186,9 @@ def test_commands_answer_in_one_line(study, capsys):
     assert cli.main(["report", "nobody", "--runs", str(study)]) == 2
     assert capsys.readouterr().err.startswith("error: no run or study nobody below ")
     assert cli.main(["table", "study", "--runs", str(study), "--score", "acc_locl"]) == 2
-    assert "acc_locl is not a score of these runs; Did you mean acc_local?" in capsys.readouterr().err
+    assert "acc_locl is not a score of these runs. Did you mean acc_local?" in capsys.readouterr().err
     assert cli.main(["plot", "study", "--runs", str(study), "--x", "alpa"]) == 2
-    assert "alpa is not a setting in which these runs differ; Did you mean alpha?" in capsys.readouterr().err
+    assert "alpa is not a setting in which these runs differ. Did you mean alpha?" in capsys.readouterr().err
 
 
 def test_damaged_partition_is_named_and_left_out(tmp_path):
@@ -207,6 +207,36 @@ def test_table_and_plot(study, capsys, tmp_path):
     words = ["plot", "study", "--runs", str(study), "--x", "alpha", "--y", "acc_global", "--to", str(tmp_path / "f")]
     assert cli.main(words) == 0
     assert sorted(path.suffix for path in (tmp_path / "f").iterdir()) == [".csv", ".pdf", ".png"]
+
+
+def test_no_value_is_a_column_too_where_others_have_one(tmp_path, capsys):
+    for shots, score in ((2, 40.0), (16, 50.0), (None, 70.0)):
+        add(tmp_path, "promptfl", 1, score, split={"shots": shots})
+        add(tmp_path, "fedotp", 1, score + 5, split={"shots": shots})
+    add(tmp_path, "zeroshot", 1, 30.0, split={"shots": 2})
+    assert cli.main(["table", "study", "--runs", str(tmp_path), "--score", "acc_global"]) == 0
+    head, *lines = (re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
+    assert [place.partition(" (")[0] for place in head[1:]] == ["shots 2", "shots 16", "shots all"]
+    assert [line[-1].rstrip(" =") for line in lines] == ["75.00", "70.00", "-", "+5.00"]
+    assert cli.main(["plot", "study", "--runs", str(tmp_path), "--to", str(tmp_path / "f"), "--y", "acc_global"]) == 0
+    data = pd.read_csv(tmp_path / "f" / "acc_global-over-shots.csv")  # shots are what differs
+    assert sorted(set(data["split.shots"])) == [2, 16]
+
+
+def test_tables_of_several_settings_say_whose_they_are(tmp_path, capsys):
+    for alpha in (0.1, 1.0):
+        for shots in (2, 4):
+            add(tmp_path, "promptfl", 1, 50.0, alpha=alpha, split={"shots": shots})
+    for form, first in (("text", ""), ("md", ""), ("tex", "% ")):
+        assert cli.main(["table", "study", "--runs", str(tmp_path), "--format", form]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"{first}Local acc. (%), alpha 0.1")
+        assert f"{first}Global acc. (%), alpha 1" in out
+    assert cli.main(["plot", "study", "--runs", str(tmp_path)]) == 2
+    told = (
+        "runs differ in split.shots, which a figure over alpha has no place for; see them side by side: fedray report"
+    )
+    assert told in capsys.readouterr().err
 
 
 def searched(path, points, directions=("maximize",)):

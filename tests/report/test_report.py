@@ -152,6 +152,16 @@ def test_console_is_plain_when_no_terminal(frame):
     assert re.search(r"\x1b\[4m *61\.00 ± 1\.00", fancy.getvalue())
 
 
+@pytest.mark.parametrize("width", [20, 40])
+def test_a_narrow_terminal_loses_no_digit(frame, width):
+    sheet = tables.grid(tables.summary(frame, by=["method", "alpha"]), metric="acc_global", columns="alpha")
+    out = io.StringIO()
+    tables.show(sheet, Console(file=out, width=width, force_terminal=True))
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert "…" not in shown
+    assert {word for row in sheet.rows for text in row for word in text.split()} <= {*re.findall(r"[^\s│]+", shown)}
+
+
 def test_nothing_finished_yet(tmp_path):
     frame = tables.cells([])
     assert len(frame) == 0
