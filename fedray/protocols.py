@@ -105,9 +105,10 @@ fedotp_domain = _protocol(
 )
 """FedOTP and pFedMMA, DomainNet: six domains of five clients. Office-Caltech10: partition.clients 12, fraction 1.
 
-Ours: the batch. `partition.same` repeats the code's habit of one draw for all classes. Not expressed: all clients
-train in round 0. Beside it: split.leave_out asks for a domain that nobody trained on (FedMVP, each domain in turn), and
-split.shots_per counts shots in each domain.
+Ours: the batch, and 8 clients in a round: the code rounds a quarter of 30 down to 7 (fraction 0.24 does so here).
+`partition.same` repeats the code's habit of one draw for all classes. Not expressed: all clients train in round 0.
+Beside it: split.leave_out asks for a domain that nobody trained on (FedMVP, each domain in turn), and split.shots_per
+counts shots in each domain.
 """
 
 fedpgp = _protocol(

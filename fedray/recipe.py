@@ -141,11 +141,14 @@ def signature(file: Path, name: str) -> dict[str, Scalar]:
 
 @lru_cache
 def kinds(file: Path, name: str) -> dict[str, frozenset[str]]:
-    """The plain kinds that the annotation of each option names, as "int" and "float"; empty where it names none."""
-    return {
-        arg.arg: frozenset(part.id for part in ast.walk(arg.annotation or arg) if isinstance(part, ast.Name)) & {*KINDS}
-        for arg in _function(file, name).args.kwonlyargs
-    }
+    """The plain kinds that the annotation of each option names, as "int" and "None"; empty where it names none."""
+    found: dict[str, frozenset[str]] = {}
+    for arg in _function(file, name).args.kwonlyargs:
+        parts = list(ast.walk(arg.annotation or arg))
+        named = {part.id for part in parts if isinstance(part, ast.Name)} & {*KINDS}
+        none = {"None" for part in parts if isinstance(part, ast.Constant) and part.value is None}
+        found[arg.arg] = frozenset(named | none if named else ())
+    return found
 
 
 @lru_cache
@@ -215,7 +218,7 @@ def _locate(name: str) -> Path:
 
 def _check_kind(where: str, default: Scalar, said: frozenset[str], value: Scalar) -> None:
     """Hold a value against the default's kind; where that is None, the paper's choice, against the annotation's."""
-    if value is None and default is None:
+    if value is None and (default is None or "None" in said):
         return
     wanted = said or frozenset(KINDS) if default is None else {type(default).__name__}
     fits = {name for name, (kind, _) in KINDS.items() if isinstance(value, kind)}

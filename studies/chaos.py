@@ -211,6 +211,7 @@ def _pytest(words: str, report: Path, lines: Path, long: bool) -> Count:
     own = [f"--junitxml={report}", f"--basetemp={report.parent / 'tests'}", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *own, str(Path("tests") / file), *options]
     environment = {**os.environ, "FEDRAY_CHAOS": "long" if long else "short", "FEDRAY_CHAOS_COUNTS": str(lines)}
+    environment |= {"HYPOTHESIS_PROFILE": "search"} if long else {}  # properties look for examples of their own
     report.unlink(missing_ok=True)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)  # noqa: S603 (pytest)
     if done.returncode:

@@ -79,6 +79,12 @@ def test_none_as_default_takes_any_plain_value():
     assert Recipe("promptfl", words="a photo of a").options["words"] == "a photo of a"
 
 
+def test_none_is_a_value_where_the_annotation_names_it():
+    assert Recipe("ivlp", words=None).options["words"] is None
+    with pytest.raises(BadInput, match=r"words must be text, got None"):
+        Recipe("align", words=None)
+
+
 def test_a_file_of_ones_own(mine):
     recipe = Recipe(str(mine), n_ctx=2)
     method = recipe.build(backbone.tiny(), labels(backbone.tiny()))

@@ -118,7 +118,8 @@ def rounds(
         faults: where the executor writes down, while results are taken from it, which clients failed.
         evaluate_every: score every so many rounds, and always after the last.
         exams: further test sets to score the global model on.
-        personal: clients keep something private, so that each of their models sits the exams too.
+        personal: clients keep something private, so that each of their models sits the exams too; as it does where
+            the server sends each a model of its own.
         seed: addresses the cohorts.
         resume: continue after this round.
 
@@ -197,7 +198,8 @@ def size(params: Params) -> int:
 
 def _sittings(views: Sequence[Job], exams: Sequence[str], personal: bool) -> list[Job]:
     """Each view on its own test set, and the global one, or all of them, on each exam."""
-    return [*views, *(job._replace(exam=exam) for exam in exams for job in (views if personal else views[:1]))]
+    apart = personal or any(sent is not views[1].shared[name] for job in views[2:] for name, sent in job.shared.items())
+    return [*views, *(job._replace(exam=exam) for exam in exams for job in (views if apart else views[:1]))]
 
 
 def _affordable(aggregator: Aggregator, total: int) -> int:

@@ -50,6 +50,10 @@ class DPFedAvg:
     delta: float = Field(default=1e-5, gt=0, lt=1)  # chance that epsilon does not hold; well below 1 / clients
     epsilon: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # the run ends before it spends more
 
+    def send(self, state: Params, client: int, round: int) -> tuple[Params, Params]:
+        """Everyone receives the global model: of a run's state that can be told without knowing who may come."""
+        return model(state), {}
+
     def bound(self, *, clients: int, fraction: float, sampling: Literal["fixed", "poisson"], seed: int) -> Private:
         """The aggregator of one run.
 

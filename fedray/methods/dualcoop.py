@@ -16,12 +16,10 @@ is n_ctx 64, weight 0.01.
 
 from __future__ import annotations
 
-from functools import partial
-
 from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.heads import PatchSoftmax
-from fedray.nn.losses import task_loss
+from fedray.nn.losses import with_constants
 from fedray.nn.multilabel import Centred
 from fedray.nn.prompts import TextContext
 from fedray.types import Tokens
@@ -76,6 +74,6 @@ def dualcoop(
         BadInput: an option out of its range.
     """
     context = TextContext(clip, n=n_ctx, prompts=2, words=words)
-    loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)
+    loss = with_constants(weight=weight, down=down, up=up, margin=margin)
     head = PatchSoftmax(dual=True, tokens=tokens)
     return PromptMethod(context, Centred(head) if centre else head, loss=loss, weighting="uniform")

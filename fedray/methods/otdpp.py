@@ -12,7 +12,7 @@ The paper's parameter count (0.004752 %, 4,096 numbers) fits no deep prompt: `ot
 Departs from the paper: where it is silent, eps 0.1, four vision tokens, momentum 0.9, weight decay 5e-4, a constant lr,
 ten clients, images not cropped at random, noise of std 0.02 as start, and `depth` 9 (or the whole tower, where it has
 fewer layers). A class has no tokens of its own. The server sends G alone: the paper pads it with a placeholder in the
-shape of L, which the client throws away.
+shape of L, which the client throws away. The class token, projected in 3.4, is in no equation and plays no part.
 """
 
 from __future__ import annotations

@@ -17,13 +17,11 @@ ResNet. From FedMPT's code for it: there the vectors are never trained, and ever
 
 from __future__ import annotations
 
-from functools import partial
-
 from fedray.method import PromptMethod
 from fedray.nn.backbone import Backbone
 from fedray.nn.bound import Bound
 from fedray.nn.heads import PatchSoftmax
-from fedray.nn.losses import task_loss
+from fedray.nn.losses import with_constants
 from fedray.nn.multilabel import Centred, Vectors
 from fedray.nn.prompts import TextContext
 from fedray.types import Task, Tokens
@@ -84,6 +82,6 @@ def poscoop(
     classes = len(task.names)
     pair = PatchSoftmax(dual=True, tokens=tokens)
     head = Vectors(Centred(pair) if centre else pair, classes, clip.arch.joint)
-    loss = partial(task_loss, weight=weight, down=down, up=up, margin=margin)
+    loss = with_constants(weight=weight, down=down, up=up, margin=margin)
     context = Bound(TextContext(clip, n=n_ctx, words=words), classes)
     return PromptMethod(context, head, loss=loss, weighting="uniform", rates={"prompts.*": rate})

@@ -32,7 +32,7 @@ from fedray.nn.backbone import Backbone
 from fedray.nn.bound import Bound
 from fedray.nn.graph import Related, adjacency
 from fedray.nn.heads import Cosine, PatchSoftmax
-from fedray.nn.losses import task_loss
+from fedray.nn.losses import check_weight, task_loss
 from fedray.nn.multilabel import Centred, splc
 from fedray.nn.prompts import TextContext
 from fedray.types import Task
@@ -89,6 +89,7 @@ def scpnet(
     Raises:
         BadInput: an option out of its range.
     """
+    check_weight("method.weight", weight)
     losses: dict[str, Loss] = {
         "asl": partial(task_loss, weight=weight),
         "splc": partial(splc, weight=weight, sure=sure),

@@ -57,7 +57,7 @@ def read(path: str) -> dict[str, list[str]]:
     """Sentences by class name, in lower case and with spaces.
 
     Raises:
-        BadInput: not JSON, not of that form, or unequal numbers of sentences.
+        BadInput: not JSON, not of that form, a class twice, or unequal numbers of sentences.
         Unavailable: the file can't be read.
     """
     try:
@@ -77,4 +77,9 @@ def read(path: str) -> dict[str, list[str]]:
         raise BadInput(
             f"attributes in {path!r} give {one!r} {few} sentences and {other!r} {many}; give every class as many"
         )
-    return {spoken(name): lines for name, lines in found.items()}
+    known: dict[str, list[str]] = {}
+    for name, lines in found.items():
+        if spoken(name) in known:
+            raise BadInput(f"attributes in {path!r} hold {spoken(name)!r} twice, once as {name!r}; put them together")
+        known[spoken(name)] = lines
+    return known

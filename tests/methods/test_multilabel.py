@@ -329,3 +329,9 @@ def test_constants_of_the_loss_are_options(function) -> None:
     g, x = given(CLIP, method), images(CLIP, method)
     expected = task_loss(method(g, x).logits, Y, weight=1.0, down=4.0, up=0.0, margin=0.1)
     torch.testing.assert_close(method.terms(g, x, Y)["loss"], expected)
+
+
+@pytest.mark.parametrize("name", ["dualcoop", "poscoop", "scpnet"])
+def test_a_weight_that_turns_the_loss_around_is_refused(name):
+    with pytest.raises(BadInput, match=r"method\.weight is -1\.0; it must be 0 \(off\) or above"):
+        build(Recipe(name, weight=-1.0), CLIP)

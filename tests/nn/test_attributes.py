@@ -60,6 +60,7 @@ def test_a_class_without_sentences_is_named(clip, given, tmp_path):
         ({"cat": "fur"}, "attributes of 'cat' in .* are not a list of sentences"),
         ({"cat": [" "]}, "attributes of 'cat' in .* are not a list of sentences"),
         ({"cat": ["a", "b"], "dog": ["c"]}, "give 'dog' 1 sentences and 'cat' 2; give every class as many"),
+        ({"ice_cream": ["a"], "Ice cream": ["b"]}, "hold 'ice cream' twice, once as 'Ice cream'; put them together"),
     ],
 )
 def test_other_files_are_refused(tmp_path, content, reason):
