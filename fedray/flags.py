@@ -131,7 +131,8 @@ def parse(words: Sequence[str], options: Iterable[str] = ()) -> dict[str, list[S
                 raise BadInput(f"--{shown} is not an option. {did_you_mean(name, {*fields, *options})}")
             found[path] = [scalar(value)] if equals else []
         elif not path:
-            raise BadInput(f"{word!r} is not expected here; fields are set by flags, e.g. --rounds 5")
+            how = f"--config {word}" if word.endswith((".yaml", ".yml")) else "--rounds 5"
+            raise BadInput(f"{word!r} is not expected here; fields are set by flags, e.g. {how}")
         else:
             found[path].append(scalar(word))
     if empty := next((path for path, values in found.items() if not values), None):

@@ -27,6 +27,7 @@ from fedray.learned import Learned, from_run
 from fedray.nn import maps
 from fedray.nn.heads import Cosine
 from fedray.report.seen import Attended, Looks, Said
+from fedray.track import whole
 from fedray.track.names import cell
 from fedray.track.run import GLOBAL, RunFolder
 from fedray.types import Features, Output
@@ -65,11 +66,13 @@ def looks(folders: Sequence[RunFolder], *, most: int = MOST, cache: Path | None 
     """
     chosen = setting(folders)
     first = cell(chosen[0].config)
-    known = _known(from_dict(chosen[0].config), cache or default_cache())
+    known = _known(whole.experiment(chosen[0], from_dict), cache or default_cache())
     test = known.built.setup.test
     single = test.labels.ndim == 1
     even = np.unique(np.linspace(0, len(test) - 1, min(most, len(test))).astype(int))
-    whole = [_said(from_run(folder.path), _samples(folder, cache), even, GLOBAL) for folder in chosen] if single else []
+    answers = []
+    if single:
+        answers = [_said(from_run(folder.path), _samples(folder, cache), even, GLOBAL) for folder in chosen]
     sized = [len(part) for part in known.built.setup.tests]
     client = int(np.argmax(sized))
     shown = _different(known.built.setup.tests[client], test.labels)
@@ -81,12 +84,12 @@ def looks(folders: Sequence[RunFolder], *, most: int = MOST, cache: Path | None 
             silent[learned.origin.recipe.name] = found
         else:
             attended.append(found)
-    own = _own(known, chosen, whole, cache) if single else []
+    own = _own(known, chosen, cache) if single else []
     wanted = {*shown.tolist(), *(int(i) for said in own for i in said.at)}
     alpha = "" if first.alpha is None else f", alpha {first.alpha:g}"
     return Looks(
         f"{first.data}{alpha}, seed {first.seed}", known.source.names, _pictures(known.source, wanted),
-        whole, own, attended, silent,
+        answers, own, attended, silent,
     )  # fmt: skip
 
 
@@ -123,7 +126,7 @@ def _known(e: Experiment, cache: Path) -> Known:
 
 def _samples(folder: RunFolder, cache: Path | None) -> Samples:
     """The test images as a method reads them: stored by its run."""
-    return build(from_dict(folder.config), cache=cache or default_cache()).setup.test
+    return build(whole.experiment(folder, from_dict), cache=cache or default_cache()).setup.test
 
 
 def _said(learned: Learned, samples: Samples, index: NDArray[Any], client: int) -> Said:
@@ -134,7 +137,7 @@ def _said(learned: Learned, samples: Samples, index: NDArray[Any], client: int) 
     return Said(name, client, index, samples.labels[index], logits, pooled, texts)
 
 
-def _own(known: Known, chosen: Sequence[RunFolder], whole: Sequence[Said], cache: Path | None) -> list[Said]:
+def _own(known: Known, chosen: Sequence[RunFolder], cache: Path | None) -> list[Said]:
     """Clients' own answers of the method that has the best ones."""
 
     def score(folder: RunFolder) -> float:

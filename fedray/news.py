@@ -5,15 +5,15 @@ Every function takes `json`: an object per line for programs, or a line for peop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedray import console
 from fedray.console import say, tell
-from fedray.experiment import Experiment
+from fedray.experiment import Experiment, as_dict, flatten
 from fedray.track.run import LOST
 
 if TYPE_CHECKING:
@@ -43,8 +43,20 @@ def plan(cells: Sequence[Experiment], done: int, rounds: int, home: Path, how: s
     past = "already done" if done == len(cells) else f"{done} already done" if done else ahead
     past += f", {rounds} of them behind" if rounds and not done else ""
     say(f"plan · {what} · {past} · {how} · {home}")
-    shown = [console.describe(cell) for cell in cells[:4]]
+    shown = titles(cells)[:4]
     say(f"cells · {'; '.join(shown)}{'; ...' if len(cells) > 4 else ''}")
+
+
+def titles(cells: Sequence[Experiment]) -> list[str]:
+    """A line for each cell; those that would read alike add the fields in which they differ, ``, split.shots 4``."""
+    told = [console.describe(cell) for cell in cells]
+    alike = {title: [i for i, other in enumerate(told) if other == title] for title in dict.fromkeys(told)}
+    for same in alike.values():
+        leaves = {i: flatten(as_dict(cells[i])) for i in same} if len(same) > 1 else {}
+        paths = [p for p in leaves.get(same[0], ()) if len({repr(mine.get(p)) for mine in leaves.values()}) > 1]
+        for i, mine in leaves.items():
+            told[i] += "".join(f", {path} {mine.get(path)}".lower() for path in paths)
+    return told
 
 
 def placement(chosen: Placement, *, json: bool) -> None:
@@ -66,16 +78,53 @@ def one_round(done: Round, rounds: int, metrics: dict[str, float], *, json: bool
 @contextmanager
 def board(cells: Sequence[Experiment], *, json: bool) -> Iterator[Callable[..., None]]:
     """Yield ``show(cell, round, metrics, done, error)``."""
-    titles = [console.describe(cell) for cell in cells]
+    named = titles(cells)
     if not json:
-        with console.live(titles, [cell.rounds for cell in cells]) as show:
+        with console.live(named, [cell.rounds for cell in cells]) as show:
             yield show
         return
 
     def line(cell: int, round: int, metrics: dict[str, float], done: bool, error: str = "") -> None:
-        tell("cell", cell=cell, title=titles[cell], round=round, metrics=metrics, done=done, error=error)
+        tell("cell", cell=cell, title=named[cell], round=round, metrics=metrics, done=done, error=error)
 
     yield line
+
+
+def searching(name: str, points: int, cells: int, fields: Sequence[str], *, json: bool) -> None:
+    """What a search is about to try."""
+    if json:
+        tell("search", study=name, points=points, cells=cells, fields=fields)
+    else:
+        say(f"search · {name} · {points} points, {cells} cells each · {', '.join(fields)}")
+
+
+def point(
+    what: str,
+    params: Mapping[str, Any],
+    score: float,
+    sent: float | None,
+    *,
+    error: str = "",
+    journal: Path | None = None,
+    json: bool,
+) -> None:
+    """A point of a search.
+
+    Args:
+        what: point, as it was judged, or best, in the end.
+        params: its fields, by dotted path.
+        score: of it, in percent.
+        sent: bytes up per client and round, where few are looked for too.
+        error: why it could not be judged.
+        journal: the search's file.
+        json: for programs.
+    """
+    if json:
+        tell(what, params=params, score=score, up_bytes=sent, error=error, **({"journal": journal} if journal else {}))
+        return
+    told = error or f"{score:.2f}" + ("" if sent is None else f" · {sent / 1e3:.2f} kB up")
+    fields = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items())
+    say(f"{what} · {told} · {fields}" + (f" · journal {journal}" if journal else ""))
 
 
 def failed(cell: Experiment, reason: str, folder: Path) -> None:

@@ -232,7 +232,7 @@ def search(
         BadInput, Unavailable: see `fedray.engine.search.search`.
     """
     possible(cells, at.placement, None)
-    console.say(f"search · {name} · {trials} points, {len(cells)} cells each · {', '.join(space)}")
+    news.searching(name, trials, len(cells), list(space), json=at.json)
     present(cells, at, ray=True)
     with resumable(again()), reached(at, cells), mirrored(at, name) as mirror:
         from fedray.engine import search as engine
@@ -241,9 +241,8 @@ def search(
             if judged.folder:
                 mirror.sync(RunFolder(Path(judged.folder)))
             if judged.done or judged.error:
-                point = ", ".join(f"{path} {_short(value)}" for path, value in judged.params.items())
-                score = f"{judged.objective:.2f}" + (f" · {judged.sent / 1e3:.2f} kB up" if front else "")
-                console.say(f"point · {judged.error or score} · {point}")
+                sent = judged.sent if front else None
+                news.point("point", judged.params, judged.objective, sent, error=judged.error, json=at.json)
 
         where: dict[str, Any] = {"runs": at.root, "placement": at.placement, "concurrent": at.concurrent}
         asked: dict[str, Any] = {"trials": trials, "front": front, "study": name, "actors": at.actors or 1}
@@ -251,9 +250,8 @@ def search(
     if not (best := sorted(found.best_trials, key=lambda trial: -trial.values[0])):
         raise Failed(f"search {name}: none of {len(found.trials)} points could be judged; see their errors above")
     for trial in best:
-        point = ", ".join(f"{path} {_short(value)}" for path, value in trial.params.items())
-        sent = f" · {trial.values[1] / 1e3:.2f} kB up" if front else ""
-        console.say(f"best · {trial.values[0]:.2f}{sent} · {point} · journal {at.root / f'{name}.journal'}")
+        sent = trial.values[1] if front else None
+        news.point("best", trial.params, trial.values[0], sent, journal=at.root / f"{name}.journal", json=at.json)
     return best[0].params
 
 
@@ -284,10 +282,6 @@ def again() -> str:
     program = Path(sys.argv[0])
     start = [program.name] if program.name == "fedray" else ["python", sys.argv[0]]
     return shlex.join([*start, *sys.argv[1:]])
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _terminate(*_: object) -> None:

@@ -72,6 +72,8 @@ MISTAKES = {
     "run --rounds 1 --rounds 2": "--rounds is given twice; give it once, with all its values",
     "run --seed 1 2": "seed takes one value, got 2; several are the axis of a fedray sweep",
     "run rounds=3": "'rounds=3' is not expected here; fields are set by flags, e.g. --rounds 5",
+    "run some.yaml": "'some.yaml' is not expected here; fields are set by flags, e.g. --config some.yaml",
+    "validate .": ". is a folder; give a YAML file of an experiment, or a method's .py file",
     "run --actors 11": "actors must be in 1..10 (the number of clients), got 11",
     "run --actors x": "--actors can't be 'x'; see fedray run --help",
     "run --study UP": "'UP' is not a usable name: up to 64 of a-z 0-9 . _ -, the first a letter or digit",
@@ -667,6 +669,22 @@ def test_round_line() -> None:
     assert console.round_line(12, 100, 10, metrics) == expected
     bare = {"comm/up_bytes": 0.0, "agg/accepted": 9.0}
     assert console.round_line(1, 5, 10, bare) == "r 1/5 · fit 9/10 · 0 B"
+
+
+def test_a_search_is_told_in_lines_or_objects(capsys: pytest.CaptureFixture[str]) -> None:
+    news.searching("s", 4, 2, ["local.lr"], json=False)
+    news.point("point", {"local.lr": 0.12345, "method.n_ctx": 4}, 71.239, 8200.0, json=False)
+    news.point("best", {"local.lr": 0.5}, 80.0, None, journal=Path("s.journal"), json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "search · s · 4 points, 2 cells each · local.lr",
+        "point · 71.24 · 8.20 kB up · local.lr 0.123, method.n_ctx 4",
+        "best · 80.00 · local.lr 0.5 · journal s.journal",
+    ]
+    news.searching("s", 4, 2, ["local.lr"], json=True)
+    news.point("point", {"local.lr": 0.5}, float("nan"), None, error="diverged", json=True)
+    asked, judged = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (asked["event"], asked["points"], asked["fields"]) == ("search", 4, ["local.lr"])
+    assert (judged["event"], judged["score"], judged["error"]) == ("point", None, "diverged")
 
 
 def test_cells_that_would_read_alike_say_where_they_differ() -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,18 @@ def test_status_of_a_study_and_of_a_run(fedray, root: Path) -> None:
         assert (one["event"], one["run"], one["state"], one["round"]) == ("status", folder.run_id, "done", 2)
         assert 0 <= one["whole"] <= 100
     assert fedray("status", str(folder.path.parent))[1] == out
+    assert fedray("status", "single/")[1] == out  # as a shell completes it
+
+
+def test_commands_to_go_on_with_can_be_copied(fedray, root: Path) -> None:
+    folder = runs(root)[0]
+    status.write(folder.path, status.read(folder.path), state="interrupted")
+    moved = root.rename(root.with_name("two words"))
+    out = fedray("status", "single", "--runs", moved)[1]
+    command = shlex.split(out.splitlines()[-1].removeprefix("next · "))
+    assert command == ["fedray", "resume", str(moved / "single" / folder.run_id)]
+    err = fedray("status", "none", "--runs", moved)[2]
+    assert fedray(*shlex.split(err.partition("with: fedray ")[2])).code == 0
 
 
 def test_status_tells_a_run_at_work_from_one_that_was_killed(fedray, root: Path) -> None:

@@ -60,3 +60,14 @@ def test_nothing_to_look_at(tmp_path):
     config = {"method": {"name": "fedotp"}, "rounds": 1}
     with pytest.raises(BadInput, match="no run is finished"):
         look.looks([RunFolder.create(tmp_path, "s", "open", config)])
+
+
+def test_a_configuration_edited_by_hand_is_not_built_from(study):
+    config = study[0].path / "config.yaml"
+    good = config.read_text()
+    config.write_text(good.replace("name: digits", "name: digitz"))
+    try:
+        with pytest.raises(BadInput, match=r"config\.yaml was edited by hand"):
+            look.looks([RunFolder.open(study[0].path)])
+    finally:
+        config.write_text(good)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -29,7 +30,7 @@ class Cp:
         """Do it."""
         source = shipped_study(self.study)
         target = self.to / source.name if self.to.is_dir() else self.to
-        then = f"fedray run {target} --smoke"
+        then = f"fedray run {quote(str(target))} --smoke"
         return made(target, source.read_bytes(), "cp", then, json=self.json, study=source.stem)
 
 

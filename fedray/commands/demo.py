@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 
 from fedray import news
 from fedray.commands import options
@@ -43,14 +44,14 @@ def demo(at: Where) -> int:
         at = replace(at, runs=Path(tempfile.mkdtemp(prefix="fedray-demo-")))
     home = at.root / "demo"
     news.plan(cells, 0, 0, home, "one after the other in this process", json=at.json)
-    with resumable(f"fedray demo --runs {at.root}"), news.board(cells, json=at.json) as board:
+    with resumable(f"fedray demo --runs {quote(str(at.root))}"), news.board(cells, json=at.json) as board:
         from fedray.engine.sweep import sweep
 
         done = sweep(cells, study="demo", runs=at.root, placement="inline", concurrent=1, show=lambda one: board(*one))
     for cell, reason in done.failed.items():
         news.failed(cells[cell], reason, done.folders[cell].path)
     following = [
-        f"fedray report demo --runs {at.root}",
+        f"fedray report demo --runs {quote(str(at.root))}",
         "fedray sweep --method promptfl fedotp --partition.alpha 0.1 10",
     ]
     news.end(done.folders, home, following, json=at.json, failed=len(done.failed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -52,5 +53,5 @@ class Export:
         else:
             view = "the global view" if self.client is None else f"client {self.client}'s view"
             say(f"saved · {path} · {size(path.stat().st_size)} · {view} after round {about.round}")
-            say(f"next · fedray predict {path} IMAGE ...")
+            say(f"next · fedray predict {quote(str(path))} IMAGE ...")
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from fedray.errors import BadInput
 from fedray.track import layout
@@ -27,7 +28,9 @@ def find(name: str, root: Path, what: str = "run") -> RunFolder:
     if len(exact or fits) > 1:
         raise BadInput(f"{name} could be {' or '.join(exact or fits)}; give more of it")
     if not fits:
-        raise BadInput(f"no {what} {name} below {root}; see the runs there are with: fedray ls runs --runs {root}")
+        raise BadInput(
+            f"no {what} {name} below {root}; see the runs there are with: fedray ls runs --runs {quote(str(root))}"
+        )
     return next(iter((exact or fits).values()))
 
 
@@ -37,6 +40,7 @@ def several(name: str, root: Path) -> list[RunFolder]:
     Raises:
         BadInput: there is no such study, and no run or more than one fits.
     """
+    name = name.rstrip("/") or name  # as a shell completes it
     path = Path(name)
     if not layout.is_run(path):
         if "/" in name and path.is_dir() and (inside := runs(path.resolve().parent, path.resolve().name)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, TypeAlias
 
 from tyro.conf import Positional
@@ -44,7 +45,7 @@ def ls(what: What, root: Path, *, json: bool) -> int:
     elif rows:
         console.say(console.columns(header, rows))
     else:
-        console.say(f"nothing below {root} yet; make some with: fedray demo --runs {root}")
+        console.say(f"nothing below {root} yet; make some with: fedray demo --runs {quote(str(root))}")
     return 0
 
 

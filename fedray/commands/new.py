@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from keyword import iskeyword
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -60,10 +61,10 @@ class New:
         if (self.name is None) == (self.method is None):
             raise BadInput("give the name of an experiment, or --method FILE; e.g. fedray new skewed")
         if self.method is not None:
-            path, text, then = self.method, method(self.method), f"fedray validate {self.method}"
+            path, text, then = self.method, method(self.method), f"fedray validate {quote(str(self.method))}"
         else:
             path = Path(f"{self.name}".removesuffix(".yaml") + ".yaml")
-            text, then = experiment(self.protocol), f"fedray run --config {path}"
+            text, then = experiment(self.protocol), f"fedray run --config {quote(str(path))}"
         return made(path, text.encode(), "new", then, json=self.json)
 
 

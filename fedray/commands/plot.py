@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
@@ -53,9 +54,11 @@ class Plot:
             drawing = figures.rounds_curve(of.folders) if x == "rounds" else figures.curve(of.frame, x=x, y=y)
         except BadInput:
             if others := ", ".join(name for name in of.settings if name != x):
-                remedy = f"see them side by side: fedray report {self.what}"
+                remedy = f"see them side by side: fedray report {quote(self.what)}"
                 raise BadInput(f"runs differ in {others}, which a figure over {x} has no place for; {remedy}") from None
             raise
+        for line in of.left_out:
+            console.complain(line, kind="left out")
         name = "rounds" if x == "rounds" else f"{y}-over-{x.rpartition('.')[2]}"
         into = self.to or place(self.what, folders) / "figures"
         into.mkdir(mode=0o700, parents=True, exist_ok=True)

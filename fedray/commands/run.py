@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 from tyro.conf import arg
@@ -89,7 +90,7 @@ def run(experiment: Experiment, at: Where, study: str) -> int:
         news.end([folder], folder.path, [], json=at.json)
         return news.lost(folder, json=at.json)
     with (
-        resumable(f"fedray resume {folder.path}"),
+        resumable(f"fedray resume {quote(str(folder.path))}"),
         nullcontext() if at.placement == "inline" else reached(at, [experiment]),
         mirrored(at, study) as store,
         told(),

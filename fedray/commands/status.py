@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 from typing import Annotated, Any, NamedTuple
 
 from tyro.conf import Positional, arg
@@ -102,5 +103,5 @@ def _next(found: Sequence[State]) -> list[str]:
         done = sum(one.state == "done" for one in found)
         left = [one.seconds_left for one in found if one.seconds_left is not None]
         lines.append(f"done · {done} of {len(found)}" + (f" · {duration(max(left))} for those at work" if left else ""))
-    lines += [f"next · fedray resume {one.path}" for one in found if one.state not in ("running", "done")]
+    lines += [f"next · fedray resume {quote(one.path)}" for one in found if one.state not in ("running", "done")]
     return lines[:5]

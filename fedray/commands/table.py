@@ -42,6 +42,8 @@ class Table:
             raise BadInput(f"{self.score} is not a score of these runs. {did_you_mean(self.score, of.scores)}")
         kept = of._replace(scores=[self.score] if self.score else of.scores)
         pieces = chapters.results(kept)
+        for line in of.left_out:
+            console.complain(line, kind="left out")
         long = [piece for piece in pieces if piece.name.endswith(chapters.DETAILS)]
         shown = long if self.details else [piece for piece in pieces if piece not in long] or long
         told = (

@@ -35,7 +35,8 @@ class Validate:
     def __call__(self, words: Sequence[str]) -> int:
         """Do it with the fields that `words` set; 2 if anything is wrong."""
         if not self.file.is_file():
-            raise BadInput(f"{self.file} does not exist; give a YAML file of an experiment, or a method's .py file")
+            what = "is a folder" if self.file.is_dir() else "does not exist"
+            raise BadInput(f"{self.file} {what}; give a YAML file of an experiment, or a method's .py file")
         if self.file.suffix == ".py":
             fine, errors = _method(self.file, words)
         else:

@@ -69,8 +69,9 @@ def matter(folders: Sequence[RunFolder]) -> Matter:
     """
     done = [folder for folder in folders if folder.state == "done"]
     if not done:
-        states = ", ".join(sorted({f.state for f in folders})) or "none there"
-        raise BadInput(f"no finished run ({states}); finish one with: fedray resume RUN")
+        states = sorted({f.state for f in folders})
+        remedy = "wait for it" if "running" in states else "finish one with: fedray resume RUN"
+        raise BadInput(f"no finished run ({', '.join(states) or 'none there'}); {remedy}")
     axes = differing(done)
     frame = tables.cells(done, fields=[*axes, *(name for name in HARMS if name not in axes)])
     for axis in axes:

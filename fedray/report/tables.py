@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from fedray.errors import BadInput, did_you_mean
-from fedray.report.words import title, told, word
+from fedray.report.words import NOTHING, title, told, word
 from fedray.track import files
 from fedray.track.names import HEADLINES, cell, flatten
 from fedray.track.run import GLOBAL, RunFolder
@@ -160,7 +160,10 @@ def sheet(table: pd.DataFrame, *, within: Sequence[str] = ()) -> Sheet:
         for _, values in groups:
             ranks.loc[values.index, metric] = _ranks(values.tolist(), metric)
     rows = [
-        (*(word(row[column]) for column in plain), *(_score(row[m], row[f"{m}_std"]) for m in metrics))
+        (
+            *(word(row[column], NOTHING.get(column, "-")) for column in plain),
+            *(_score(row[m], row[f"{m}_std"]) for m in metrics),
+        )
         for _, row in table.iterrows()
     ]
     header = tuple(title(column) for column in (*plain, *metrics))

@@ -11,11 +11,12 @@ there and not from a copy.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from fedray.errors import BadInput
 from fedray.track import export, whole
@@ -89,24 +90,35 @@ def _store(uri: str, study: str) -> Iterator[Callable[[Item], None]]:
     system.create_dir(f"{root}/{study}", recursive=True)
     sent: dict[str, tuple[int, int]] = {}
 
+    def copy(source: BinaryIO, goal: str) -> None:
+        stat = os.fstat(source.fileno())
+        mark = stat.st_size, stat.st_mtime_ns
+        if sent.get(goal) == mark or (goal not in sent and _same(system, goal, stat.st_size, stat.st_mtime)):
+            return
+        system.create_dir(goal.rpartition("/")[0], recursive=True)
+        with system.open_output_stream(goal) as to:
+            while chunk := source.read(CHUNK):
+                to.write(chunk)
+        sent[goal] = mark
+
     def send(item: Item) -> None:
-        for name in item.names:
-            path, goal = item.root / name, f"{root}/{study}/{name}"
-            if not path.is_file() or path.is_symlink():
-                continue
-            if name.endswith(whole.PROMPTS):
-                whole.prompts(path.parent.parent)
-            stat = path.stat()
-            mark = stat.st_size, stat.st_mtime_ns
-            if sent.get(goal) == mark or (goal not in sent and _same(system, goal, stat.st_size, stat.st_mtime)):
-                continue
-            system.create_dir(goal.rpartition("/")[0], recursive=True)
-            with path.open("rb") as source, system.open_output_stream(goal) as to:
-                while chunk := source.read(CHUNK):
-                    to.write(chunk)
-            sent[goal] = mark
+        with ExitStack() as stack:
+            # opened first, sent last: of a run that ends meanwhile the copy must not say so before it has the rest
+            held = {name: stack.enter_context(_opened(item.root / name)) for name in item.names if name.endswith(LAST)}
+            for name in item.names:
+                with held.get(name) or _opened(item.root / name) as source:
+                    if source is None:
+                        continue
+                    if name.endswith(whole.PROMPTS):
+                        whole.prompts((item.root / name).parent.parent)
+                    copy(source, f"{root}/{study}/{name}")
 
     yield send
+
+
+def _opened(path: Path) -> AbstractContextManager[BinaryIO | None]:
+    """A plain file; None where there is none."""
+    return path.open("rb") if path.is_file() and not path.is_symlink() else nullcontext()
 
 
 def _same(system: Any, goal: str, size: int, changed: float) -> bool:

@@ -28,6 +28,7 @@ from fedray.track.background import Background
 from fedray.track.invocation import Invocation, remembered
 from fedray.track.names import cell
 from fedray.track.run import GLOBAL, RunFolder
+from fedray.track.status import told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -49,7 +50,14 @@ class Mlflow:
     """The writer: `sync` returns at once and a thread does the rest; `close` waits for it and says what is left."""
 
     def __init__(self, uri: str, study: str, *, watch: bool = True) -> None:
-        """Nothing is imported or opened before the first `sync`. `watch`: write down how busy this machine is."""
+        """Nothing is imported or opened before the first `sync`.
+
+        Args:
+            uri: of the store.
+            study: name of the study.
+            watch: this process runs the study: write down how busy its machine is, and an invocation; else it only
+                sends what others left, also that a run's process was killed.
+        """
         opened = partial(_store, uri, study, watch)
         self._study = study
         self._work: Background[Path | export.Study] = Background(opened, name="mlflow")
@@ -106,7 +114,7 @@ class _Store:
     """A connection, used by one thread."""
 
     def __init__(self, uri: str, study: str, watch: bool) -> None:
-        self._uri, self._study = uri, study
+        self._uri, self._study, self._watch = uri, study, watch
         self._children: dict[Path, Child] = {}
         self._states: dict[Path, str] = {}
         self._mine: set[Path] = set()
@@ -145,6 +153,10 @@ class _Store:
                 self._client.set_terminated(child.run_id, STATUS[status["state"]], ended)
                 stores.remember(item, self._uri, run_id=child.run_id, complete=status["updated"], **model)
                 del self._children[item]  # should it go on, it has to be set running again
+            elif not self._watch and status["round"] and told(item).state == "stopped":  # who ran it was killed
+                ended = stores.milliseconds(status["updated"])
+                self._client.set_terminated(child.run_id, STATUS["interrupted"], ended)
+                del self._children[item]
             self._states[item] = status["state"]
         except Exception:
             self._children.pop(item, None)  # ask the store anew what it has
@@ -262,7 +274,9 @@ class _Store:
             self._client.set_tag(child.run_id, "fedray.partition", digest)
 
     def _send_study(self, study: export.Study) -> None:
-        run_id = self.invocation.run_id(study.home)
+        last = None if self._watch else remembered(self._client, study.home, self._uri)
+        ended = last and last.info.status == STATUS["done"]  # to send its files again is no invocation of its own
+        run_id = str(last.info.run_id) if last and ended else self.invocation.run_id(study.home)
         known = self._client.get_run(run_id).data.metrics
         changed = {key: value for key, value in study.metrics.items() if known.get(key) != value}
         metrics = [(key, value, 0) for key, value in changed.items() if math.isfinite(value)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fedray.errors import BadInput, Unavailable
@@ -47,7 +48,7 @@ def prompts(run: Path) -> bytes:
     known = said.get("files", {}).get(PROMPTS)  # a run of before these were noted has none
     if (said["state"] == "done" and not image) or known not in (None, files.sha256(image)):
         wrong = "has another SHA-256 than status.json says" if image else "is missing"
-        raise Unavailable(f"{path} {wrong}; make it anew with: fedray resume {run}")
+        raise Unavailable(f"{path} {wrong}; make it anew with: fedray resume {quote(str(run))}")
     return image
 
 
@@ -92,7 +93,7 @@ def refused(run: Path, different: str, old: Mapping[str, Any], new: Mapping[str,
     if edited(run):
         return f"{run / CONFIG} was edited by hand, and what was asked differs: {different}; undo that, or delete {run}"
     remedy = f"use another seed or study, or delete {run}"
-    if checkpoint.found(run / "ckpt"):
+    if checkpoint.found(run / "ckpt") and not _private(old) and not _private(new):
         remedy = f"go on with the change as a new run: {fork_command(run, old, new)}; or {remedy}"
     return f"run {run.name} was started with {different}; {remedy}"
 
@@ -112,11 +113,17 @@ def experiment(folder: RunFolder, parse: Callable[[Mapping[str, Any]], Meant]) -
     if meant is not None and meant.run_id == folder.run_id:
         return meant
     if edited(folder.path):
-        raise BadInput(
-            f"{folder.path / CONFIG} was edited by hand (status.json has another SHA-256 of it); undo that, and go on "
-            f"with the change as a new run: {fork_command(folder.path, {}, {})} --FIELD VALUE"
-        )
+        remedy = "start a new run with the change"
+        if not _private(folder.config):
+            remedy = f"go on with the change as a new run: {fork_command(folder.path, {}, {})} --FIELD VALUE"
+        wrong = f"{folder.path / CONFIG} was edited by hand (status.json has another SHA-256 of it)"
+        raise BadInput(f"{wrong}; undo that, and {remedy}")
     raise odd or BadInput(
         f"run {folder.run_id} was written by a fedray with other defaults, or with another text of its method's file; "
         "go on with that version"
     )
+
+
+def _private(config: Mapping[str, Any]) -> bool:
+    """Whether epsilon is counted, of all rounds alike: such a run can't be forked, nor a fork become one."""
+    return "dpfedavg" in str(config.get("server"))

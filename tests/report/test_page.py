@@ -223,6 +223,14 @@ def test_no_value_is_a_column_too_where_others_have_one(tmp_path, capsys):
     assert sorted(set(data["split.shots"])) == [2, 16]
 
 
+def test_runs_that_a_table_or_figure_leaves_out_are_told(tmp_path, capsys):
+    add(tmp_path, "promptfl", 1, 50.0)
+    add(tmp_path, "promptfl", 2, 50.0, finish=False)
+    for words in (("table", "--json"), ("plot", "--json")):
+        assert cli.main([words[0], "study", "--runs", str(tmp_path), words[1]]) == 0
+        assert capsys.readouterr().err == "left out: 1 of 2 runs are not finished\n"
+
+
 def test_tables_of_several_settings_say_whose_they_are(tmp_path, capsys):
     for alpha in (0.1, 1.0):
         for shots in (2, 4):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -226,6 +227,43 @@ def test_sync_as_often_as_you_like(root, uri, client):
     (child,), parents = cells(client, "often")
     assert points(client, child) == Counter(dict.fromkeys(expected(3, final=True), 1))
     assert len(parents) == 1
+
+
+def test_who_only_sends_makes_no_invocation(root, uri, client):
+    folder = folder_of(root, "sent")
+    folder.finish(advance(folder, 1))
+    (folder.path.parent / "tables").mkdir()
+    for watch in (True, False, False):
+        with Mlflow(uri, "sent", watch=watch) as writer:
+            writer.sync(folder)
+            writer.log_study(folder.path.parent, tables=folder.path.parent / "tables", note="n")
+    _, (parent,) = cells(client, "sent")
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"] == "n"
+
+
+def test_a_run_whose_process_was_killed_is_told_as_killed(root, uri, client):
+    folder = folder_of(root, "killed")
+    with Mlflow(uri, "killed") as writer:
+        advance(folder, 1)
+        writer.sync(folder)
+    (child,), _ = cells(client, "killed")
+    assert child.info.status == "RUNNING"
+    with FileLock(folder.path / ".lock"), Mlflow(uri, "killed", watch=False) as writer:
+        writer.sync(folder)  # somebody is at work on it
+    (child,), _ = cells(client, "killed")
+    assert child.info.status == "RUNNING"
+    with Mlflow(uri, "killed", watch=False) as writer:
+        writer.sync(folder)
+    (child,), (parent,) = cells(client, "killed")
+    assert child.info.status == parent.info.status == "KILLED"
+    assert child.info.end_time == stores.milliseconds(folder.status["updated"])
+    with Mlflow(uri, "killed") as writer:
+        folder.finish(advance(folder, 2, start=2))
+        writer.sync(folder)
+    (child,), (parent,) = cells(client, "killed")
+    assert child.info.status == parent.info.status == "FINISHED"
+    assert {step for _, step in points(client, child)} == {1, 2}
 
 
 def test_interrupted_invocation_continues(root, uri, client):

@@ -102,6 +102,14 @@ def test_a_run_without_a_round_can_t_be_forked_and_is_not_told_to_be(tmp_path: P
         RunFolder.create(tmp_path, "s", "one", {"rounds": 2})
 
 
+def test_a_private_run_can_t_be_forked_and_is_not_told_to_be(folder: RunFolder) -> None:
+    old = folder.config
+    for server in ({"kind": "dpfedavg"}, None):
+        before, after = {**old, "server": server}, {**old, "server": {"kind": "dpfedavg"}, "rounds": 3}
+        assert "--fork" not in whole.refused(folder.path, "rounds 2, now 3", before, after)
+    assert "--fork" in whole.refused(folder.path, "rounds 2, now 3", old, {**old, "rounds": 3})
+
+
 def test_an_edited_configuration_is_told_as_one(fedray: Fedray, folder: RunFolder) -> None:
     config = folder.path / "config.yaml"
     good = config.read_text()
