@@ -271,16 +271,16 @@ def _check(method: Method, e: Experiment, source: Source, papers: Sequence[Paper
 
 
 def _keep(clip: backbone.Backbone, cache: Path) -> Path:
-    path = cache / "backbones" / f"{clip.digest}.safetensors"
+    path = cache.absolute() / "backbones" / f"{clip.digest}.safetensors"  # processes work in folders of their own
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        use(path)  # before it is looked for, so that nobody removes it in between
+        if not intact(path):
+            if path.exists():
+                log.warning("%s: damaged, of an older fedray, or not yours to read; writing it again", path)
+            backbone.save(clip, path)  # atomic: whoever comes second replaces it by the same bytes
+    except OSError as error:  # full, or another user's
         raise Unavailable(
             f"can't write {path.parent}: {error.strerror}; set FEDRAY_CACHE to a folder of yours"
         ) from None
-    use(path)  # before it is looked for, so that nobody removes it in between
-    if not intact(path):
-        if path.exists():
-            log.warning("%s: damaged, or of an older fedray; writing it again", path)
-        backbone.save(clip, path)  # atomic: whoever comes second replaces it by the same bytes
     return path

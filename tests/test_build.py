@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedray.build import Built, build
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
 from fedray.fed.loop import Inline
+from fedray.nn import backbone
 from fedray.types import Job
 
 SMALL = {"clip.name": "tiny", "method.n_ctx": 4, "partition.clients": 2, "rounds": 1, "split.shots": 4}
@@ -85,6 +87,27 @@ def test_augmentation_trains_on_pixels_whatever_the_method_needs(cache: Path, pl
 def test_crops_of_crops_are_refused(cache: Path) -> None:
     with pytest.raises(BadInput, match=r"data.augment standard would crop the crops of data.views 2; say one of them"):
         made(cache, **{"data.augment": "standard", "data.views": 2})
+
+
+def test_a_cache_with_no_room_for_the_backbone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backbone, "save", full)
+    with pytest.raises(Unavailable) as error:
+        made(tmp_path)
+    wrong = "No space left on device; set FEDRAY_CACHE to a folder of yours"
+    assert str(error.value) == f"can't write {tmp_path / 'backbones'}: {wrong}"
+
+
+def test_what_is_built_in_a_relative_cache_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    built = made(Path("cache"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert trained(built).isfinite().all()
 
 
 def test_a_damaged_image_is_named(cache: Path, damaged: Path) -> None:

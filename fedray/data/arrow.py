@@ -38,10 +38,20 @@ log = logging.getLogger("fedray")
 
 
 def verified(path: Path) -> str | None:
-    """The SHA-256 of a file whose bytes are as they were written; None if it must be made (again)."""
-    if not path.exists():
+    """The SHA-256 of a file whose bytes are as they were written; None if it must be made (again).
+
+    Raises:
+        Unavailable: it is there, but not for this user: to make it again would fail, too.
+    """
+    try:
+        found = sha(path)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    found = sha(path)
+    except OSError as error:
+        raise Unavailable(
+            f"{path}: cannot be read ({error.strerror}); let its owner open it to you, or set FEDRAY_CACHE to a folder "
+            "of yours"
+        ) from error
     try:
         if json.loads(path.with_suffix(".json").read_bytes())["sha256"] == found:
             return found

@@ -63,13 +63,17 @@ def open_folder(experiment: Experiment, *, study: str, runs: Path) -> RunFolder:
 
 
 @contextmanager
-def claimed(folder: RunFolder) -> Iterator[None]:
+def claimed(folder: RunFolder, *, wait: bool = False) -> Iterator[None]:
     """Be the only process at work on a run, and write into its status how the block ended, if not well.
+
+    Args:
+        folder: the run.
+        wait: for whoever is at work on it, however long that takes.
 
     Raises:
         BadInput: another process is at work on it.
     """
-    with alone(folder):
+    with alone(folder, wait=wait):
         try:
             yield
         except (GeneratorExit, KeyboardInterrupt):
@@ -82,15 +86,15 @@ def claimed(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
-    """Be the only process that writes into a run folder.
+def alone(folder: RunFolder, *, wait: bool = False) -> Iterator[None]:
+    """Be the only process that writes into a run folder; with `wait` after any other, however long that takes.
 
     Raises:
         BadInput: another process does.
     """
     lock = FileLock(folder.path / ".lock", mode=0o600)
     try:
-        lock.acquire(timeout=LOCK_S)
+        lock.acquire(timeout=-1 if wait else LOCK_S)
     except Timeout:
         raise BadInput(f"run {folder.run_id} is being run by another process; wait for it, or stop it") from None
     try:

@@ -136,12 +136,15 @@ def _word(folder: Path) -> str:
 
 
 def needed(cells: Sequence[Experiment]) -> list[str]:
-    """Paths that cells name, or whose data lie there on this node."""
-    from fedray.data.trees import home  # hosts import this file, and have no use for that
+    """Paths that cells name, or where their data and those of their exams lie on this node."""
+    from fedray.data.exams import elsewhere  # hosts import this file, and have no use for that
+    from fedray.data.trees import home
 
-    sets = {str(folder) for cell in cells if not cell.data.root and (folder := home(cell.data.name, None)).is_dir()}
+    read = {name for cell in cells if not cell.data.root for name in (cell.data.name, *elsewhere(cell.exams))}
+    sets = {str(folder) for name in read if (folder := home(name, None)).is_dir()}
     named = {path for cell in cells for path in (cell.data.root, cell.participation.trace) if path}
-    return sorted(sets | named)
+    weights = {cell.clip.weights for cell in cells if cell.clip.weights and Path(cell.clip.weights).is_file()}
+    return sorted(sets | named | weights)
 
 
 @contextmanager

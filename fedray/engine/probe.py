@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,8 @@ from fedray.experiment import Experiment, as_dict
 
 if TYPE_CHECKING:
     from fedray.fed.client import Setup
+
+log = logging.getLogger("fedray")
 
 RAY_BYTES = 27 << 20
 """What Ray itself takes of an actor's memory (measured: 26-27 MB)."""
@@ -83,8 +86,11 @@ def probe(experiment: Experiment, setup: Setup, cache: Path) -> Report:
     """
     found = measure(setup)
     path = _path(experiment, cache)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found.need._asdict()) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found.need._asdict()) + "\n")
+    except OSError as error:  # costs another measurement, nothing else
+        log.warning("%s: cannot be written (%s)", path, error.strerror or error)
     return report(found, experiment.partition.clients, cpus=cpus(), memory=free_memory())
 
 

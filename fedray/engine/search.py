@@ -12,12 +12,15 @@ one, and its cells that are done are read, not run.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
+from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
@@ -35,6 +38,9 @@ from fedray.track.run import runs as folders
 
 if TYPE_CHECKING:
     from ray import tune
+
+WAIT_S = 10.0
+"""Seconds to wait for a search's lock: one that has just been killed may take a moment to be gone."""
 
 CONTINUES = "continues"
 """Attribute of a trial that takes up the point of one that was cut short: that one's number."""
@@ -83,11 +89,12 @@ def search(
         concurrent: trials at a time; None: as many as there are CPUs (GPUs) for their hosts.
         cache: backbone and features.
         seed: of the sampler.
-        show: told after each cell of each candidate.
+        show: told after each cell of each candidate, and of those whose processes kept dying.
 
     Raises:
         BadInput: an unknown path in `space`, a range with values that break a field's rule, no cell, a study of this
-            name that had another goal, or data that have changed since a cell was begun.
+            name that had another goal or that another process searches, or data that have changed since a cell was
+            begun.
         Unavailable: the run root, Ray or the journal of the search can't be used.
     """
     if not cells or trials < 1 or actors < 1:
@@ -97,20 +104,20 @@ def search(
     if placement == "exclusive":
         actors = max(cell.partition.clients for cell in cells)
     storage, held = _open(runs, study, front)
-    _take_up(held)
-    if (left := trials - judged(held)) <= 0:
-        return held
 
-    def news(r: dict[str, Any]) -> None:
-        show(Judged(r["config"], r["objective"], r["cells_done"], r["done"], r["folder"], r["error"], r["sent"]))
-
-    with attached():  # ray and tune are slow to import: only when there is something to do
+    with _alone(runs, study), ExitStack() as stack:
+        _take_up(held)
+        if (left := trials - judged(held)) <= 0:
+            return held
+        stack.enter_context(attached())  # ray and tune are slow to import: only when there is something to do
         from fedray.engine.trial import Candidate, Site
         from fedray.engine.tuner import absolute, fit
 
         config = _strategy(held, storage, space, cells=len(cells), points=left, seed=seed, front=front)
-        site = Site(study, absolute(runs), cache, placement == "inline", actors)
-        fit(Candidate, {"cells": list(cells), "metric": metric}, site, concurrent, config, {}, news)
+        site = Site(study, absolute(runs), cache and absolute(cache), placement == "inline", actors)
+        died = fit(Candidate, {"cells": list(cells), "metric": metric}, site, concurrent, config, {}, news)
+    for params, error in died:  # of these no result told
+        show(Judged(params, math.nan, 0, True, "", error))
     return open_study(runs, study)
 
 
@@ -222,6 +229,24 @@ def _open(runs: Path, study: str, front: bool | None = None) -> tuple[BaseStorag
         goal = "accuracy against bytes" if len(held.directions) > 1 else "accuracy alone"
         raise BadInput(f"search {study} was begun for {goal}; give this one another name")
     return storage, held
+
+
+@contextmanager
+def _alone(runs: Path, study: str) -> Iterator[None]:
+    """Be the only process that searches: to another one, trials that this one runs would seem cut short.
+
+    Raises:
+        BadInput: another process does.
+    """
+    lock = FileLock(runs / f".{study}.search.lock", mode=0o600)
+    try:
+        lock.acquire(timeout=WAIT_S)
+    except Timeout:
+        raise BadInput(f"search {study} is being run by another process; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _take_up(study: optuna.Study) -> None:

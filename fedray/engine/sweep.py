@@ -138,7 +138,7 @@ def _tune(
         from fedray.engine.trial import Cell, Site
         from fedray.engine.tuner import absolute, fit
 
-        site = Site(*where._replace(runs=absolute(where.runs)))
+        site = Site(*where._replace(runs=absolute(where.runs), cache=where.cache and absolute(where.cache)))
         space = {"cell": tune.grid_search(todo)}
         died = fit(Cell, {"cells": list(cells)}, site, concurrent, tune.TuneConfig(), space, news)
     for config, error in died:
@@ -148,6 +148,6 @@ def _tune(
 
 
 def _left(folder: RunFolder) -> None:
-    """Say of a cell that nobody is at work on any more that it was cut short."""
-    if folder.status["state"] == "running":
+    """Say of a cell that nobody is at work on any more that it was cut short; what another process runs is its own."""
+    if folder.state == "stopped":
         folder.interrupt()

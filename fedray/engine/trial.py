@@ -48,24 +48,35 @@ class Warm:
         self.site = site
         self.hosts: RayActors | None = None
 
-    def rounds(self, experiment: Experiment) -> Generator[Round, None, None]:
-        """Drive one cell, from wherever its run folder was left."""
+    def rounds(self, experiment: Experiment, *, wait: bool = False) -> Generator[Round, None, None]:
+        """Drive one cell, from wherever its run folder was left; with `wait` by whoever is at work on it now."""
         must_see(self.site.runs / ".tune")  # which the sweep's process made
         folder = open_folder(experiment, study=self.site.study, runs=self.site.runs)
         if folder.status["state"] == "done":
             return
-        with claimed(folder):
+        with claimed(folder, wait=wait):
+            folder = open_folder(experiment, study=self.site.study, runs=self.site.runs)  # as that one left it
+            if folder.status["state"] == "done":
+                return
             built = build(experiment, cache=self.site.cache)
-            executor = self._executor(experiment, built, folder.private_dir)
-            yield from drive(experiment, built, folder, executor, executor.faults)
+            try:
+                executor = self._executor(experiment, built, folder.private_dir)
+                yield from drive(experiment, built, folder, executor, executor.faults)
+            except (BadInput, ArithmeticError):  # the cell's own fault
+                raise
+            except Exception:  # hosts that died for good, or whose GPU did, would fail all cells to come
+                self.close()
+                raise
 
     def score(self, experiment: Experiment, metric: str) -> tuple[RunFolder, float]:
         """Drive one cell to its end, unless it is there, and read its last value of a metric.
 
+        Two points of a search may be the same: the later one waits for what the other finds.
+
         Raises:
             BadInput: the run has no such metric.
         """
-        for _ in self.rounds(experiment):
+        for _ in self.rounds(experiment, wait=True):
             pass
         folder = open_folder(experiment, study=self.site.study, runs=self.site.runs)
         rows = folder.rows(client=GLOBAL)
@@ -105,8 +116,8 @@ class Warm:
 class Cell(tune.Trainable):
     """A cell of a grid; `step` is one round.
 
-    An exception is a result, not the trial's end: it would come again, and the actor is as good as before. What Tune
-    retries is a process that died.
+    An exception is a result, not the trial's end: it would come again, and the actor is as good as before (its hosts
+    may not be, and are started anew). What Tune retries is a process that died.
     """
 
     def setup(self, config: dict[str, Any], cells: Sequence[Experiment] = (), site: Site | None = None) -> None:

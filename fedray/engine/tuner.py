@@ -150,6 +150,6 @@ def _died(error: Exception) -> str:
     return f"its process died {RETRIES + 1} times ({last[:300]})"
 
 
-def absolute(runs: Path) -> Path:
-    """A run root that means the same in every process (a trial runs in a folder of its own)."""
-    return runs.expanduser().resolve()
+def absolute(folder: Path) -> Path:
+    """A run root or cache that means the same in every process (those of other nodes work in other folders)."""
+    return folder.expanduser().resolve()

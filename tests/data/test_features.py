@@ -346,6 +346,16 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, table: Table) ->
         store(tmp_path / "file", Tower(), table, "pixels")
 
 
+def test_a_file_of_another_users_own_is_named(tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    store(tmp_path, Tower(), table, "pooled")
+    monkeypatch.setattr(arrow, "sha", closed)
+    with pytest.raises(Unavailable, match=r"arrow: cannot be read \(Permission denied\); let its owner open it to you"):
+        store(tmp_path, Tower(), table, "pooled")
+
+
 def test_a_full_disk_is_named_and_left_clean(tmp_path: Path, table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(block: Any, schema: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

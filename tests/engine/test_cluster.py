@@ -18,7 +18,9 @@ import ray
 
 from fedray.engine import cluster as room
 from fedray.engine.cluster import attached, free_memory
+from fedray.engine.nodes import needed
 from fedray.errors import BadInput, Unavailable
+from fedray.experiment import Experiment
 
 
 def python(script: str, tmp_path: Path, *arguments: str, **environment: str) -> str:
@@ -126,6 +128,17 @@ def test_a_ray_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(Unavailable) as error, attached():
         pass
     assert str(error.value) == "Ray can't be started on this host (no port is free); use --placement inline"
+
+
+def test_nodes_must_have_the_data_of_exams_and_files_of_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDRAY_DATA", str(tmp_path))
+    (tmp_path / "dtd").mkdir()
+    (tmp_path / "clip.pt").touch()
+    cell = Experiment().override(**{"exams": "dtd,inverted,eurosat", "clip.name": "ViT-B/32"})
+    cells = [cell.override(**{"clip.weights": weights}) for weights in (str(tmp_path / "clip.pt"), "openai")]
+    assert needed(cells) == [str(tmp_path / "clip.pt"), str(tmp_path / "dtd")]
 
 
 def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:

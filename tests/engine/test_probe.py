@@ -45,6 +45,16 @@ def test_a_damaged_memory_of_a_probe_is_none(make: Make, tmp_path: Path) -> None
         assert known(make(), tmp_path) is None
 
 
+def test_a_probe_that_cannot_be_remembered_is_told_all_the_same(
+    make: Make, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(probe, "measure", lambda setup: CARD)
+    (tmp_path / "probes").write_text("a file in the way")
+    assert probe.probe(make(), build(make(), cache=cache).setup, tmp_path).measured == CARD
+    assert "cannot be written" in caplog.text
+    assert known(make(), tmp_path) is None
+
+
 def test_a_step_that_fails_is_told_in_one_line(make: Make, cache: Path) -> None:
     setup = build(make(), cache=cache).setup
     with pytest.raises(Unavailable, match=r"^measuring one client failed \(.*\); see whether fedray run does"):

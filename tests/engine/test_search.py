@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from fedray import Experiment
+from fedray import Experiment, run
+from fedray.engine import driver
+from fedray.engine import search as engine
 from fedray.engine.search import CONTINUES, Judged, check_space, judged, open_study, search
 from fedray.errors import BadInput
 from fedray.experiment import grid
@@ -54,6 +59,46 @@ def test_a_point_counts_once_however_often_it_was_cut_short(tmp_path: Path) -> N
     assert judged(study) == 2
     study.tell(study.ask(SPACE), 1.0)
     assert judged(study) == 3
+
+
+def test_a_search_is_run_by_one_process_at_a_time(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "WAIT_S", 0.1)
+    study = open_study(tmp_path, "s")
+    study.ask(SPACE)  # what the other process is at
+    with FileLock(tmp_path / ".s.search.lock"), pytest.raises(BadInput, match="search s is being run by another"):
+        search([make()], SPACE, trials=4, study="s", runs=tmp_path)
+    assert [trial.state for trial in open_study(tmp_path, "s").trials] == [TrialState.RUNNING]
+
+
+def test_a_point_whose_process_kept_dying_is_told(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedray.engine import tuner
+
+    point = {"local.lr": 0.1, "method.n_ctx": 2}
+    monkeypatch.setattr(engine, "attached", nullcontext)
+    monkeypatch.setattr(tuner, "fit", lambda *_: [(point, "its process died 4 times (out of memory)")])
+    news: list[Judged] = []
+    search([make()], SPACE, trials=1, study="s", runs=tmp_path, show=news.append)
+    assert [(n.params, n.done, n.error) for n in news] == [(point, True, "its process died 4 times (out of memory)")]
+
+
+def test_a_point_waits_for_its_twin(make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedray.engine import trial
+
+    monkeypatch.setattr(driver, "LOCK_S", 0.05)
+    monkeypatch.setattr(trial, "device", lambda: "cpu")
+    (tmp_path / ".tune").mkdir()
+    cell, warm = make(rounds=2), trial.Warm(trial.Site("s", tmp_path, cache, inline=True, actors=1))
+    started = run(cell, study="s", runs=tmp_path, placement="inline", cache=cache)
+    next(started.rounds)
+    with ThreadPoolExecutor(1) as pool:
+        twin = pool.submit(warm.score, cell, "eval/local")
+        with pytest.raises(TimeoutError):
+            twin.result(0.5)
+        list(started.rounds)
+        folder, score = twin.result(60)
+    last = max(row.round for row in folder.rows())
+    assert (folder.state, last) == ("done", 2)
+    assert score == next(row.value for row in folder.rows() if (row.round, row.metric) == (2, "eval/local/acc1"))
 
 
 @pytest.mark.ray

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import pytest
 from PIL import Image
 
 from fedray import Experiment, run
+from fedray.engine import driver
 from fedray.engine.sweep import Progress, sweep
-from fedray.errors import BadInput
+from fedray.errors import BadInput, Unavailable
 from fedray.experiment import grid
 
 Make = Callable[..., Experiment]
@@ -59,6 +61,18 @@ def test_nothing_to_do_starts_nothing(make: Make, tmp_path: Path, cache: Path) -
     done = sweep([make()], study="s", runs=tmp_path, show=news.append)
     assert (done.skipped, done.failed) == ([0], {})
     assert news == [Progress(0, 3, {}, True)]
+
+
+def test_a_cell_that_another_process_runs_stays_its_own(
+    make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "LOCK_S", 0.1)
+    started = run(make(), study="s", runs=tmp_path, placement="inline", cache=cache)
+    next(started.rounds)
+    done = sweep([make()], study="s", runs=tmp_path, placement="inline", concurrent=1, cache=cache)
+    assert "is being run by another process" in done.failed[0]
+    assert started.folder.status["state"] == "running"
+    started.rounds.close()
 
 
 # ---- on Ray ----
@@ -104,6 +118,26 @@ def test_a_relative_path_means_the_same_in_a_trial(make: Make, tmp_path: Path, c
     cell = make(**{"data.name": "folder", "data.root": root, "partition.clients": 2, "rounds": 1, "fraction": 1.0})
     done = sweep([cell], study="s", runs=tmp_path / "runs", cache=cache)
     assert (done.failed, done.folders[0].status["state"]) == ({}, "done")
+
+
+@pytest.mark.ray
+def test_a_host_that_died_for_good_fails_one_cell_and_not_those_to_come(
+    make: Make, tmp_path: Path, cache: Path, cluster: None, workers: object
+) -> None:
+    import ray
+
+    from fedray.engine.trial import Site, Warm
+
+    (tmp_path / ".tune").mkdir()
+    warm = Warm(Site("s", tmp_path, cache, inline=False, actors=1, num_cpus=1))
+    cells = grid(make(method="promptfl", rounds=1), {"seed": [0, 1, 2]})
+    with closing(warm):
+        assert len(list(warm.rounds(cells[0]))) == 1
+        assert warm.hosts is not None
+        ray.kill(warm.hosts.hosts[0])  # as after too many crashes
+        with pytest.raises(Unavailable, match="died for good"):
+            list(warm.rounds(cells[1]))
+        assert len(list(warm.rounds(cells[2]))) == 1
 
 
 SWEEP = """
