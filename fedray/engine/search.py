@@ -104,7 +104,6 @@ def search(
     if placement == "exclusive":
         actors = max(cell.partition.clients for cell in cells)
     storage, held = _open(runs, study, front)
-
     with _alone(runs, study), ExitStack() as stack:
         _take_up(held)
         if (left := trials - judged(held)) <= 0:
@@ -115,9 +114,10 @@ def search(
 
         config = _strategy(held, storage, space, cells=len(cells), points=left, seed=seed, front=front)
         site = Site(study, absolute(runs), cache and absolute(cache), placement == "inline", actors)
-        died = fit(Candidate, {"cells": list(cells), "metric": metric}, site, concurrent, config, {}, news)
+        bound = {"cells": list(cells), "metric": metric}
+        died = fit(Candidate, bound, site, concurrent, config, {}, _teller(show))
     for params, error in died:  # of these no result told
-        show(Judged(params, math.nan, 0, True, "", error))
+        show(Judged(params, math.nan, 0, True, "", error, math.nan))
     return open_study(runs, study)
 
 
@@ -229,6 +229,13 @@ def _open(runs: Path, study: str, front: bool | None = None) -> tuple[BaseStorag
         goal = "accuracy against bytes" if len(held.directions) > 1 else "accuracy alone"
         raise BadInput(f"search {study} was begun for {goal}; give this one another name")
     return storage, held
+
+
+def _teller(show: Callable[[Judged], None]) -> Callable[[dict[str, Any]], None]:
+    """Who hears Tune's results and tells them on."""
+    return lambda r: show(
+        Judged(r["config"], r["objective"], r["cells_done"], r["done"], r["folder"], r["error"], r["sent"])
+    )
 
 
 @contextmanager
