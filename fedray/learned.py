@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -192,7 +193,9 @@ def from_run(path: str | Path, client: int | None = None, *, device: str = "cpu"
         )
     found = folder.latest()
     if found is None:
-        raise BadInput(f"run {folder.run_id} has no finished round yet; go on with: fedray resume {folder.path}")
+        raise BadInput(
+            f"run {folder.run_id} has no finished round yet; go on with: fedray resume {quote(str(folder.path))}"
+        )
     done, versions = found
     origin, task = _told(folder, e, done.round, client)
     made = remade(origin, task)

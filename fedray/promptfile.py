@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -197,9 +198,9 @@ def read(path: Path) -> tuple[About, Params]:
         Unavailable: it is missing or damaged.
     """
     if layout.is_run(path):
-        raise BadInput(f"{path} is a run folder; make a file of it with: fedray export {path}")
+        raise BadInput(f"{path} is a run folder; make a file of it with: fedray export {quote(str(path))}")
     if not path.is_file():
-        raise Unavailable(f"{path} does not exist; make it with: fedray export RUN --to {path}")
+        raise Unavailable(f"{path} does not exist; make it with: fedray export RUN --to {quote(str(path))}")
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
