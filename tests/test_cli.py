@@ -125,7 +125,7 @@ def test_missing_data_and_exams_are_told_before_ray_starts(
     lacking = f"error: dtd: no images in {tmp_path}/sets/dtd; get it: fedray data get dtd (625 MB)\n"
     assert fedray("run", "--data.name", "dtd") == Said(4, "", lacking)
     assert fedray("run", "--exams", "dtd") == Said(4, "", lacking)
-    assert fedray("run", "--exams", "dtt") == Said(2, "", "error: exams names 'dtt'; Did you mean dtd?\n")
+    assert fedray("run", "--exams", "dtt") == Said(2, "", "error: exams names 'dtt'. Did you mean dtd?\n")
     code, out, err = fedray("sweep", "--data.name", "dtd", "eurosat")
     assert (code, err, "ray" in out) == (4, lacking, False)
     assert not (tmp_path / "runs").exists()
@@ -200,6 +200,14 @@ def test_clients_that_fail_are_left_out_and_the_exit_code_tells(
     assert (again.code, again.err) == (3, err)  # done, and still not whole
     event = [json.loads(line) for line in fedray(*words, "--json").out.splitlines()][-1]
     assert event == {"event": "failures", "count": 1, "clients": [1], "log": str(log)}
+
+
+def test_a_copy_can_be_asked_for_when_all_is_done(fedray: Fedray, tmp_path: Path) -> None:
+    words = ("run", "--rounds", "1", *TINY)
+    assert fedray(*words).code == 0
+    assert fedray(*words, "--copy", f"file://{tmp_path}/copy").code == 0
+    (run,) = (tmp_path / "copy" / "single").glob("promptfl-*")
+    assert json.loads((run / "status.json").read_bytes())["state"] == "done"
 
 
 def test_a_run_that_is_aborted_leaves_its_traceback(fedray: Fedray) -> None:

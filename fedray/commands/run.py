@@ -87,6 +87,9 @@ def run(experiment: Experiment, at: Where, study: str) -> int:
     news.plan([experiment], int(done), status.get("round", 0), folder.path, how, json=at.json)
     if done:
         samedata.unchanged([folder])
+        if at.mlflow or at.copy:  # asked for now, perhaps for the first time
+            with mirrored(at, study) as store:
+                store.sync(folder)
         news.end([folder], folder.path, [], json=at.json)
         return news.lost(folder, json=at.json)
     with (

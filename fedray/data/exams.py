@@ -46,7 +46,7 @@ def refused(exams: str, classes: str) -> None:
     known = ["new", *shifts.names(), *sources.names()]
     for name in asked:
         if name not in known:
-            raise BadInput(f"exams names {name!r}; {did_you_mean(name, known)}")
+            raise BadInput(f"exams names {name!r}. {did_you_mean(name, known)}")
         if asked.count(name) > 1:
             raise BadInput(f"exams names {name!r} twice; name each once, by comma")
     if "new" in asked and classes != "base":

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import ray
@@ -84,7 +85,7 @@ def _listen(driver: Any, experiment: Experiment, built: Built, folder: RunFolder
             _left(folder)
             raise Unavailable(
                 f"the driver of run {folder.run_id} died ({first_line(error)}); finished rounds are kept, "
-                f"go on with: fedray resume {folder.path}"
+                f"go on with: fedray resume {quote(str(folder.path))}"
             ) from error
         except (GeneratorExit, KeyboardInterrupt):
             _end(driver)

@@ -250,7 +250,7 @@ def _results(
 def room(world: World, job: Job, private: Params) -> int:
     """How many clients like this one fit into memory as one batch: by what its first forward pass keeps for backward.
 
-    On a GPU half of what is free; on a CPU 1 GiB, for more brings nothing there.
+    On a GPU half of what is free, of this process's share; on a CPU 1 GiB, for more brings nothing there.
     """
     held: dict[int, int] = {}
 
@@ -270,5 +270,12 @@ def room(world: World, job: Job, private: Params) -> int:
             held.clear()
             world.method(given, x)
     size = sum(bytes_ for at, bytes_ in held.items() if at not in frozen)
-    free = torch.cuda.mem_get_info(world.device)[0] // 2 if world.device.type == "cuda" else BUDGET
-    return max(1, int(free // max(1, size)))
+    return max(1, _budget(world.device) // max(1, size))
+
+
+def _budget(device: torch.device) -> int:
+    if device.type != "cuda":
+        return BUDGET
+    free, total = torch.cuda.mem_get_info(device)
+    share = int(total * torch.cuda.get_per_process_memory_fraction(device))  # of a host that has a part of the GPU
+    return max(0, min(free, share - torch.cuda.memory_reserved(device))) // 2

@@ -111,7 +111,7 @@ class Alignment(nn.Module):
             ("negatives", negatives, ("others", "none", "classes")),
         ):
             if value not in known:
-                raise BadInput(f"method.{label} is {value!r}; {did_you_mean(value, known)}")
+                raise BadInput(f"method.{label} is {value!r}. {did_you_mean(value, known)}")
         self.weight, self.kappa, self.bounded, self.negatives = weight, kappa, form == "eq9", negatives
         self.others = Once(partial(peer_features, name="prompts.shared.tokens", position=position))
 

@@ -196,7 +196,7 @@ def load(name: str = "embedded", weights: str | None = None, *, precision: str =
     config = open_clip.get_model_config(name)
     if config is None:
         known = [n for n in open_clip.list_models() if not refusal(open_clip.get_model_config(n))]
-        raise BadInput(f"backbone {name!r} is unknown; {did_you_mean(name, ['embedded', 'tiny', *known])}")
+        raise BadInput(f"backbone {name!r} is unknown. {did_you_mean(name, ['embedded', 'tiny', *known])}")
     arch = architecture(name, config)
     if weights is None:
         return from_state(arch, _random(config, seed), precision=kind)
@@ -225,7 +225,7 @@ def _pretrained(name: str, config: Mapping[str, Any], tag: str, precision: store
         raise BadInput(f"{name} with weights {tag!r} needs {wanted}; use {other}")
     if not known:
         tags = open_clip.list_pretrained_tags_by_model(name)
-        raise BadInput(f"weights {tag!r} are neither a tag of {name} nor a file; {did_you_mean(tag, tags)}")
+        raise BadInput(f"weights {tag!r} are neither a tag of {name} nor a file. {did_you_mean(tag, tags)}")
     try:
         model = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # whatever a download can die of: sockets, hub, disk, checksums

@@ -78,7 +78,7 @@ class Conditional(nn.Module):
         super().__init__()
         check_options(eps, "balanced", 1.0, iters, TOLERANCE, LIMIT, "problem")
         if form not in get_args(Form):
-            raise BadInput(f"form is {form!r}; {did_you_mean(form, get_args(Form))}")
+            raise BadInput(f"form is {form!r}. {did_you_mean(form, get_args(Form))}")
         if form == "literal" and not solve:
             raise BadInput("form 'literal' is a way to transport; take form 'stable' without transport")
         if sign not in (-1, 0, 1):

@@ -59,7 +59,7 @@ class Hierarchical(nn.Module):
         if not 0 <= beta < float("inf"):
             raise BadInput(f"beta is {beta}; it must be at least 0, where 0 leaves the tokens out")
         if mode not in get_args(Mode):
-            raise BadInput(f"mode is {mode!r}; {did_you_mean(mode, get_args(Mode))}")
+            raise BadInput(f"mode is {mode!r}. {did_you_mean(mode, get_args(Mode))}")
         self.beta, self.eps, self.iters, self.mode = beta, eps, iters, mode
         self.temperature = own_temperature(temperature)
 

@@ -92,7 +92,7 @@ def body(name: Name, *, image_size: int, patch: int, weights: str | None = None)
         Unavailable: the weights could not be fetched.
     """
     if name not in get_args(Name):
-        raise BadInput(f"network {name!r} is unknown; {did_you_mean(name, get_args(Name))}")
+        raise BadInput(f"network {name!r} is unknown. {did_you_mean(name, get_args(Name))}")
     from torchvision import models
 
     state = None if weights is None else _weights(name, weights, image_size)
@@ -132,7 +132,7 @@ def _weights(name: str, weights: str, image_size: int) -> dict[str, Tensor]:
         raise BadInput(f"weights {weights!r} for vit_tiny, which torchvision has none for; leave them out")
     known = {w.name: w for w in models.get_model_weights(name)}
     if weights not in known:
-        raise BadInput(f"weights {weights!r} are unknown for {name}; {did_you_mean(weights, known)}")
+        raise BadInput(f"weights {weights!r} are unknown for {name}. {did_you_mean(weights, known)}")
     size = known[weights].meta["min_size"][0]
     if name.startswith("vit") and image_size != size:
         raise BadInput(

@@ -243,4 +243,4 @@ def _check(n: int, depth: int, tower: TowerShape, name: str, *, room: int | None
 
 def _one_of(label: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise BadInput(f"{label} is {value!r}; {did_you_mean(value, known)}")
+        raise BadInput(f"{label} is {value!r}. {did_you_mean(value, known)}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 from filelock import FileLock
@@ -52,7 +53,8 @@ def read(run: Path) -> dict[str, Any]:
             raise ValueError("no state or no round")
     except (OSError, ValueError) as error:
         wrong = files.one_line(error)
-        raise Unavailable(f"{run / NAME} can't be read ({wrong}); make it anew with: fedray resume {run}") from None
+        remedy = f"make it anew with: fedray resume {quote(str(run))}"
+        raise Unavailable(f"{run / NAME} can't be read ({wrong}); {remedy}") from None
     return dict(found)
 
 

@@ -108,6 +108,19 @@ def test_memory_decides_how_many(made: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert 1 <= rooms[0] < rooms[1] and rooms[1] == pytest.approx(16 * rooms[0], rel=0.5, abs=16)
 
 
+def test_a_host_with_a_share_of_a_gpu_fills_its_share_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by made-up numbers, for there need be no GPU: half of what is free, or of what is left of the share."""
+    told = {"mem_get_info": (60, 80), "get_per_process_memory_fraction": 0.25, "memory_reserved": 6}
+    for name, value in told.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    gpu = torch.device("cuda")
+    assert batched._budget(gpu) == (80 // 4 - 6) // 2
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
+    assert batched._budget(gpu) == 60 // 2
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 90)
+    assert batched._budget(gpu) == 0  # and a batch is of one client
+
+
 @pytest.mark.parametrize("method", [name for name in known() if name not in (*LOOP, "zeroshot")])
 def test_every_method_that_claims_a_batch_can_be_asked_for_room(made: Any, method: str) -> None:
     built = made(**{"method": method, "split.shots": 4, "local.batch": 8})[1]

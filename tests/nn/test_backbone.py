@@ -352,12 +352,12 @@ def test_other_architectures_are_refused_with_the_reason(name: str, reason: str)
 
 
 def test_unknown_names_and_tags() -> None:
-    with pytest.raises(BadInput, match=r"backbone 'ViT-B-16-quickgellu' is unknown; Did you mean ViT-B-16-quickgelu\?"):
+    with pytest.raises(BadInput, match=r"backbone 'ViT-B-16-quickgellu' is unknown. Did you mean ViT-B-16-quickgelu\?"):
         backbone.load("ViT-B-16-quickgellu")
-    with pytest.raises(BadInput, match=r"backbone 'embeded' is unknown; Did you mean embedded\?"):
+    with pytest.raises(BadInput, match=r"backbone 'embeded' is unknown. Did you mean embedded\?"):
         backbone.load("embeded")
     with pytest.raises(
-        BadInput, match=r"weights 'opnai' are neither a tag of ViT-B-16-quickgelu nor a file; Did you mean openai\?"
+        BadInput, match=r"weights 'opnai' are neither a tag of ViT-B-16-quickgelu nor a file. Did you mean openai\?"
     ):
         backbone.load("ViT-B-16-quickgelu", "opnai")
     with pytest.raises(BadInput, match=r"weights 'openai' for 'embedded', which has its own; drop weights"):

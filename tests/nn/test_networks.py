@@ -120,12 +120,12 @@ def test_small_images_are_enlarged_and_others_left():
 @pytest.mark.parametrize(
     ("name", "options", "text"),
     [
-        ("vit_tin", {}, "network 'vit_tin' is unknown; Did you mean vit_tiny"),
+        ("vit_tin", {}, "network 'vit_tin' is unknown. Did you mean vit_tiny"),
         ("vit_tiny", {"weights": "IMAGENET1K_V1"}, "for vit_tiny, which torchvision has none for; leave them out"),
         (
             "efficientnet_b1",
             {"weights": "IMAGENET1K_V9"},
-            "'IMAGENET1K_V9' are unknown for efficientnet_b1; Did you mean",
+            "'IMAGENET1K_V9' are unknown for efficientnet_b1. Did you mean",
         ),
         ("vit_b_16", {"weights": "IMAGENET1K_V1"}, "of vit_b_16 are for images of 224 pixels, got 16; leave them out"),
         ("vit_b_16", {"weights": "IMAGENET1K_SWAG_E2E_V1"}, "are for images of 384 pixels, got 16"),
