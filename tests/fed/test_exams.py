@@ -81,7 +81,7 @@ def test_a_shift_asks_the_same_question_of_other_pixels(name):
 @pytest.mark.parametrize(
     ("exams", "classes", "text"),
     [
-        ("nosy", "all", r"exams names 'nosy'; .*noisy"),
+        ("nosy", "all", r"exams names 'nosy'. .*noisy"),
         ("new", "all", "exams names 'new', but no class was left out; add split.classes base"),
         ("noisy,noisy", "all", "exams names 'noisy' twice"),
     ],

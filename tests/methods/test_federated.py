@@ -128,7 +128,7 @@ def test_the_constraint_moves_both_prompts_and_not_the_others():
     ("options", "text"),
     [
         ({"form": "eq11"}, "method.form is 'eq11'"),
-        ({"negatives": "other"}, "method.negatives is 'other'; did you mean others"),
+        ({"negatives": "other"}, "method.negatives is 'other'. did you mean others"),
         ({"lambda_a": -1.0}, "method.lambda_a must be >= 0, got -1"),
         ({"kappa": 0.0}, "method.kappa must be > 0, got 0; lambda_a=0 leaves the constraint out"),
     ],

@@ -144,7 +144,7 @@ def test_temperature_replaces_the_scale() -> None:
     [
         ({"beta": -1.0}, r"beta is -1\.0; it must be at least 0"),
         ({"beta": float("nan")}, "beta is nan"),
-        ({"mode": "papr"}, r"mode is 'papr'; .*paper"),
+        ({"mode": "papr"}, r"mode is 'papr'\. .*paper"),
         ({"eps": 0.0}, r"eps is 0\.0; it must be above 0"),
         ({"temperature": 0.0}, r"temperature is 0\.0; it must be above 0"),
     ],
