@@ -498,6 +498,7 @@ def test_interrupted_run_says_how_to_go_on(fedray: Fedray, monkeypatch: pytest.M
     assert folder.status["state"] == "done"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_with_143(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fedray.cli", "run", *TINY, "--rounds", "100000"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

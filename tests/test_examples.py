@@ -29,6 +29,7 @@ def put(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
+@pytest.mark.slow
 def test_data_set_partition_and_rule_of_ones_own(tmp_path: Path) -> None:
     package = tmp_path / "fedray"
     shutil.copytree(ROOT / "fedray", package, ignore=shutil.ignore_patterns("__pycache__"))

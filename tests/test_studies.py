@@ -86,6 +86,7 @@ def test_cells_are_distinct_and_real_ones_are_clips(name: str) -> None:
     assert max(cell.rounds for cell in small) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_smoke_runs_to_its_tables(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedray.engine.sweep.attached", lambda *_: pytest.fail("it asked for Ray"))
@@ -97,6 +98,7 @@ def test_smoke_runs_to_its_tables(name: str, tmp_path: Path, monkeypatch: pytest
     assert sum(len(pd.read_csv(path)) for path in tables if path.stem == "summary") == len(module.cells(options))
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_runs_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +130,7 @@ def test_base_to_new_prints_the_harmonic_mean(tmp_path: Path) -> None:
     assert row["h"] == pytest.approx(2 * base * new / (base + new))
 
 
+@pytest.mark.slow
 def test_robustness_prints_what_each_rule_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = load("robustness")
     assert module.main(module.Options(smoke=True, at=here(tmp_path))) == 0
@@ -140,6 +143,7 @@ def test_robustness_prints_what_each_rule_keeps(tmp_path: Path, capsys: pytest.C
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_privacy_prints_the_score_of_each_epsilon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("dp_accounting")
     module = load("privacy")

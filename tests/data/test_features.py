@@ -257,6 +257,7 @@ assert not list(root.glob("*.tmp")) and len(list(root.glob("*.arrow"))) == 1
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_nothing_that_a_reader_trusts(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=True, timeout=200)
 

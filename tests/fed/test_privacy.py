@@ -59,6 +59,7 @@ def test_without_sampling_epsilon_is_exact(sigma, count):
 
 
 @accounted
+@pytest.mark.slow
 @pytest.mark.parametrize(("q", "sigma"), [(0.01, 0.8), (0.05, 1.0), (0.1, 2.0), (0.3, 3.0)])
 def test_poisson_sampling_agrees_with_dp_accounting_and_is_below_renyi_s_bound(q, sigma):
     """More exactly in tests/chaos/test_privacy.py."""

@@ -29,6 +29,7 @@ def made(name, **options):
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
+@pytest.mark.slow
 def test_fedbn_keeps_the_contract(check):
     check(FEDBN, CLIP)
 

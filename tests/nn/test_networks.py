@@ -30,6 +30,7 @@ def test_numbers_are_those_of_the_tables(name, with_1000, with_31):
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b1", "vit_b_16"])
+@pytest.mark.slow
 def test_pretrained_features_are_torchvisions(name, monkeypatch):
     """With its weights (random ones here), in evaluation, whatever we renamed."""
     vit = {"image_size": 224, "patch_size": 16, "num_layers": 12, "num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072}

@@ -22,6 +22,8 @@ from fedray.report.tables import Sheet
 from fedray.track.run import RunFolder, runs
 from fedray.types import GLOBAL, Round, Row
 
+pytestmark = pytest.mark.slow
+
 
 def add(root, method, seed, score, *, alpha=0.1, finish=True, **fields):
     config = {

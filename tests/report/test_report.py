@@ -189,6 +189,7 @@ def split(tmp_path_factory):
     return path, parts, labels, partition.save(path, parts, labels)
 
 
+@pytest.mark.slow
 def test_figures_are_written_thrice_with_the_same_bytes(study, frame, split, tmp_path):
     for turn in ("one", "two"):
         (tmp_path / turn).mkdir()

@@ -421,6 +421,7 @@ sys.exit(len(writer.close()))
 """
 
 
+@pytest.mark.slow
 def test_fresh_store_opened_by_several_processes(tmp_path):
     uri = stores.default_uri(tmp_path)
     names = [f"cell-{i}" for i in range(2)]
