@@ -18,11 +18,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple, TypeAlias
 
-from filelock import FileLock, Timeout
-
 from fedray.build import Built, build
 from fedray.data import partition
 from fedray.engine import samedata
+from fedray.engine.fork import fork
+from fedray.engine.locks import alone
 from fedray.engine.meters import metered
 from fedray.engine.placement import Kind, Placement, place
 from fedray.errors import BadInput, Unavailable
@@ -35,10 +35,6 @@ from fedray.track.checkpoint import Private
 from fedray.track.export import without_secrets
 from fedray.track.run import RunFolder
 from fedray.types import GLOBAL, Round
-
-LOCK_S = 10.0
-"""Seconds to wait for a run's lock: a driver that has just been killed may take a moment to be gone."""
-
 
 LOG = "log.txt"
 """What went wrong in a run, with tracebacks; nothing uploads it."""
@@ -83,24 +79,6 @@ def claimed(folder: RunFolder, *, wait: bool = False) -> Iterator[None]:
             noted(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
             folder.fail(error)
             raise
-
-
-@contextmanager
-def alone(folder: RunFolder, *, wait: bool = False) -> Iterator[None]:
-    """Be the only process that writes into a run folder; with `wait` after any other, however long that takes.
-
-    Raises:
-        BadInput: another process does.
-    """
-    lock = FileLock(folder.path / ".lock", mode=0o600)
-    try:
-        lock.acquire(timeout=-1 if wait else LOCK_S)
-    except Timeout:
-        raise BadInput(f"run {folder.run_id} is being run by another process; wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def conduct(experiment: Experiment) -> Conduct:
@@ -173,8 +151,6 @@ def _opened(experiment: Experiment, built: Built, folder: RunFolder) -> tuple[Ro
     if found is None:
         folder.begin(experiment.forked_from or None)
         if experiment.forked_from:
-            from fedray.engine.fork import fork  # which needs `alone`
-
             fork(experiment, built, folder)
             found = folder.latest()
     return found

@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from fedray.build import Built
-from fedray.engine.driver import alone
+from fedray.engine.locks import alone
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment, as_dict
 from fedray.method import parameters, split

@@ -14,13 +14,12 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage
@@ -30,6 +29,7 @@ from optuna.trial import TrialState
 
 from fedray.engine import samedata
 from fedray.engine.cluster import attached
+from fedray.engine.locks import locked
 from fedray.engine.placement import Kind
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import Experiment
@@ -38,9 +38,6 @@ from fedray.track.run import runs as folders
 
 if TYPE_CHECKING:
     from ray import tune
-
-WAIT_S = 10.0
-"""Seconds to wait for a search's lock: one that has just been killed may take a moment to be gone."""
 
 CONTINUES = "continues"
 """Attribute of a trial that takes up the point of one that was cut short: that one's number."""
@@ -104,7 +101,8 @@ def search(
     if placement == "exclusive":
         actors = max(cell.partition.clients for cell in cells)
     storage, held = _open(runs, study, front)
-    with _alone(runs, study), ExitStack() as stack:
+    # to another process that searches, trials that this one runs would seem cut short
+    with locked(runs / f".{study}.search.lock", f"search {study}"), ExitStack() as stack:
         _take_up(held)
         if (left := trials - judged(held)) <= 0:
             return held
@@ -236,24 +234,6 @@ def _teller(show: Callable[[Judged], None]) -> Callable[[dict[str, Any]], None]:
     return lambda r: show(
         Judged(r["config"], r["objective"], r["cells_done"], r["done"], r["folder"], r["error"], r["sent"])
     )
-
-
-@contextmanager
-def _alone(runs: Path, study: str) -> Iterator[None]:
-    """Be the only process that searches: to another one, trials that this one runs would seem cut short.
-
-    Raises:
-        BadInput: another process does.
-    """
-    lock = FileLock(runs / f".{study}.search.lock", mode=0o600)
-    try:
-        lock.acquire(timeout=WAIT_S)
-    except Timeout:
-        raise BadInput(f"search {study} is being run by another process; wait for it, or stop it") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _take_up(study: optuna.Study) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fedray import Experiment, run
 from fedray.build import build
-from fedray.engine import driver
+from fedray.engine import driver, locks
 from fedray.engine.driver import claimed, open_folder, summary
 from fedray.errors import BadInput, Unavailable
 from fedray.fed.client import Diverged
@@ -69,7 +69,7 @@ def test_a_run_that_cannot_be_built_says_so_in_its_status(make: Make, tmp_path: 
 def test_two_processes_cannot_run_the_same(
     make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LOCK_S", 0.1)
+    monkeypatch.setattr(locks, "LOCK_S", 0.1)
     folder = open_folder(make(), study="single", runs=tmp_path)
     hold = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]):\n    print(1, flush=True)\n    sys.stdin.read()"
     lock = str(folder.path / ".lock")

@@ -14,7 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import TrialState
 
 from fedray import Experiment, run
-from fedray.engine import driver
+from fedray.engine import locks
 from fedray.engine import search as engine
 from fedray.engine.search import CONTINUES, Judged, check_space, judged, open_study, search
 from fedray.errors import BadInput
@@ -62,7 +62,7 @@ def test_a_point_counts_once_however_often_it_was_cut_short(tmp_path: Path) -> N
 
 
 def test_a_search_is_run_by_one_process_at_a_time(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WAIT_S", 0.1)
+    monkeypatch.setattr(locks, "LOCK_S", 0.1)
     study = open_study(tmp_path, "s")
     study.ask(SPACE)  # what the other process is at
     with FileLock(tmp_path / ".s.search.lock"), pytest.raises(BadInput, match="search s is being run by another"):
@@ -84,7 +84,7 @@ def test_a_point_whose_process_kept_dying_is_told(make: Make, tmp_path: Path, mo
 def test_a_point_waits_for_its_twin(make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedray.engine import trial
 
-    monkeypatch.setattr(driver, "LOCK_S", 0.05)
+    monkeypatch.setattr(locks, "LOCK_S", 0.05)
     monkeypatch.setattr(trial, "device", lambda: "cpu")
     (tmp_path / ".tune").mkdir()
     cell, warm = make(rounds=2), trial.Warm(trial.Site("s", tmp_path, cache, inline=True, actors=1))

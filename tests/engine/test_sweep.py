@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fedray import Experiment, run
-from fedray.engine import driver
+from fedray.engine import locks
 from fedray.engine.sweep import Progress, sweep
 from fedray.errors import BadInput, Unavailable
 from fedray.experiment import grid
@@ -66,7 +66,7 @@ def test_nothing_to_do_starts_nothing(make: Make, tmp_path: Path, cache: Path) -
 def test_a_cell_that_another_process_runs_stays_its_own(
     make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "LOCK_S", 0.1)
+    monkeypatch.setattr(locks, "LOCK_S", 0.1)
     started = run(make(), study="s", runs=tmp_path, placement="inline", cache=cache)
     next(started.rounds)
     done = sweep([make()], study="s", runs=tmp_path, placement="inline", concurrent=1, cache=cache)
